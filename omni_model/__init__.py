@@ -1,0 +1,1 @@
+"""A small GPT that hears: model, sound, text, training, judging and serving."""

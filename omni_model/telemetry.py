@@ -1,0 +1,49 @@
+"""What a stage tells while it runs: one JSON line per event, the same numbers everywhere."""
+
+import json
+import time
+from pathlib import Path
+
+
+class Metrics:
+    """Appends to `metrics.jsonl`. Lines carry a clock and therefore never belong to a payload."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1)
+        self._summary: dict[str, float | str] = {}
+
+    def log(self, step: int, total: int, **values: float) -> None:
+        """Progress: `step` of `total` is done; `values` are curves, such as `loss`."""
+        line = {"time": round(time.time(), 3), "step": step, "total": total, **values}
+        self._file.write(json.dumps(line) + "\n")
+
+    def summary(self, **values: float | str) -> None:
+        """Figures that stand for the whole stage; they go to the manifest and the closing table."""
+        self._summary.update(values)
+
+    @property
+    def summaries(self) -> dict[str, float | str]:
+        """Every figure given to `summary`, the last value of each."""
+        return dict(self._summary)
+
+
+def read_progress(path: Path) -> dict[str, float] | None:
+    """The newest whole line of a `metrics.jsonl`, or None before the first."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines[:-1]):
+        try:
+            return dict(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return None
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """Every line of a `metrics.jsonl`, oldest first."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
