@@ -1,0 +1,106 @@
+"""What a stage is to the graph: a name, typed edges, and the function of `omni_model` that does the work.
+
+A task is declared as a signature. The recipe comes first, then one handle per input; the annotation of the
+result is the handle it makes. Flows pass the declared function to a runner, `run(task, recipe, *inputs)`,
+so a wrong edge is a type error before anything runs.
+"""
+
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from omni_model.artifacts import Artifact
+from omni_model.config import BadInput
+
+P = ParamSpec("P")
+H = TypeVar("H", bound=Artifact)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as identity, the planner and the runners see it."""
+
+    name: str
+    entrypoint: str
+    summary: str
+    inputs: tuple[str, ...]
+    kinds: tuple[type[Artifact], ...]
+    recipe: type
+    makes: type[Artifact]
+    packages: tuple[str, ...]
+    exact_packages: tuple[str, ...]
+    seeded: bool
+    figure: str
+
+    def check(self, recipe: Any, kinds: tuple[type[Artifact], ...]) -> None:
+        """Refuse a wrong edge: another recipe, another number of inputs, or an input of another kind."""
+        if not isinstance(recipe, self.recipe):
+            raise BadInput(f"{self.name} takes a {self.recipe.__name__}, not a {type(recipe).__name__}")
+        if len(kinds) != len(self.kinds):
+            raise BadInput(
+                f"{self.name} takes {len(self.kinds)} inputs ({', '.join(self.inputs)}), not {len(kinds)}"
+            )
+        for name, wanted, kind in zip(self.inputs, self.kinds, kinds, strict=True):
+            if not issubclass(kind, wanted):
+                raise BadInput(
+                    f"{self.name}: input {name!r} must be a {wanted.__name__}, not a {kind.__name__}"
+                )
+
+
+class Runner(Protocol):
+    """What a flow is given: it runs or plans one declared task and returns a promise of its handle.
+
+    The promise stands for the handle in later calls; its facts are not there to be read inside a flow.
+    """
+
+    def __call__(self, task: Callable[P, H], *args: P.args, **kwargs: P.kwargs) -> H:
+        """`run(task, recipe, *inputs)`."""
+
+
+REGISTRY: dict[str, Stage] = {}
+
+
+def stage(
+    entrypoint: str,
+    *,
+    packages: tuple[str, ...] = (),
+    exact_packages: tuple[str, ...] = (),
+    seeded: bool = True,
+    figure: str = "",
+) -> Callable[[Callable[P, H]], Callable[P, H]]:
+    """Declare a task.
+
+    Args:
+        entrypoint: `package.module:function` in `omni_model`.
+        packages: distributions whose major.minor version changes the result.
+        exact_packages: distributions whose every release may change the result, such as a synthesizer.
+        seeded: whether the stage draws random numbers; if not, the run's seed stays out of its key.
+        figure: the fact or metric that stands for the result in the closing table.
+    """
+
+    def declare(function: Callable[P, H]) -> Callable[P, H]:
+        hints = typing.get_type_hints(function)
+        makes = hints.pop("return")
+        (_, recipe), *inputs = hints.items()
+        REGISTRY[function.__name__] = Stage(
+            name=function.__name__,
+            entrypoint=entrypoint,
+            summary=(function.__doc__ or "").strip(),
+            inputs=tuple(name for name, _ in inputs),
+            kinds=tuple(kind for _, kind in inputs),
+            recipe=recipe,
+            makes=makes,
+            packages=packages,
+            exact_packages=exact_packages,
+            seeded=seeded,
+            figure=figure,
+        )
+        return function
+
+    return declare
+
+
+def stage_of(task: Callable[..., Any]) -> Stage:
+    """The stage that a declared task stands for."""
+    return REGISTRY[task.__name__]
