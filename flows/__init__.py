@@ -1,0 +1,1 @@
+"""The order of stages, the named recipes, and what is shown of a run."""

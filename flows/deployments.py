@@ -1,0 +1,84 @@
+"""The flows as Prefect sees them: `prefect.yaml` points here, and `omni run` calls the same functions."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow, flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import runs
+from flows.planning import plan, plan_markdown
+from flows.recipes import RECIPES, Run
+from omni_model.artifacts import Report
+from omni_model.storage import Store, default_root, open_store
+from tasks.execute import Executor, Listener, Outcome
+from tasks.planner import Step
+from tasks.prefect_adapter import PrefectRunner
+
+# Threads only wait: for an input, a lease or a stage's process. How many stages compute at once is Runtime's.
+WAITING_THREADS = 64
+
+
+class LogListener:
+    """Tells a deployed run's log what happens to its stages."""
+
+    def waiting(self, label: str, holder: str) -> None:
+        get_run_logger().info("%s waits: it is held by %s", label, holder)
+
+    def started(self, label: str) -> None:
+        get_run_logger().info("%s starts", label)
+
+    def progressed(self, label: str, progress: dict[str, float]) -> None:
+        """Nothing: every line of a log is a row of the server's database."""
+
+    def finished(self, label: str, outcome: Outcome) -> None:
+        get_run_logger().info("%s is %s", label, "computed" if outcome.computed else "reused")
+
+
+def carry_out(run: Run, listener: Listener) -> Path:
+    """Run a flow inside a Prefect flow run, publish what it is doing, and return the run's directory."""
+    started = time.time()
+    store = open_store(run.runtime.store or default_root())
+    steps, identifier = plan(run, store)
+    create_markdown_artifact(plan_markdown(steps), key="plan", description="what this run will do, and why")
+    executor = Executor(store, identifier, run.runtime, listener)
+    runner = PrefectRunner(store, executor, steps)
+    try:
+        run.flow(runner, run.recipe)
+        outcomes = runner.finish()
+    except BaseException:
+        executor.stop()
+        raise
+    return conclude(run, store, started, outcomes)
+
+
+def conclude(run: Run, store: Store, started: float, outcomes: list[tuple[Step, Outcome]]) -> Path:
+    """Record a finished run and show its figures and report in the UI."""
+    rows = [runs.stage_row(step, outcome.manifest, outcome.computed) for step, outcome in outcomes]
+    create_markdown_artifact(
+        runs.rows_markdown(rows), key="metrics", description="every stage and its figures"
+    )
+    for _, outcome in outcomes:
+        if isinstance(outcome.handle, Report):
+            text = (outcome.handle.out / "report.md").read_text()
+            create_markdown_artifact(text, key="report", description=outcome.handle.headline)
+    return runs.settle(store, run.name, time.time() - started, rows, [o.manifest for _, o in outcomes])
+
+
+def as_flow(run: Run, listener: Listener) -> Flow[Any, str]:
+    """A named run as a Prefect flow with parameters `recipe` and `runtime`."""
+
+    def body(recipe: Any = run.recipe, runtime: Any = run.runtime) -> str:
+        return str(carry_out(Run(run.name, run.flow, recipe, runtime), listener))
+
+    body.__name__, body.__doc__ = run.name, run.flow.__doc__
+    body.__annotations__ |= {"recipe": type(run.recipe), "runtime": type(run.runtime)}
+    runner: Any = ThreadPoolTaskRunner(max_workers=WAITING_THREADS)  # its type parameter cannot be spelled
+    return flow(name=run.name, task_runner=runner)(body)
+
+
+smoke = as_flow(RECIPES["smoke"], LogListener())
+demo = as_flow(RECIPES["demo"], LogListener())

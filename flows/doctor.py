@@ -1,0 +1,79 @@
+"""`omni doctor`: is this machine ready, and if not, what is missing?"""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+
+from omni_model.config import BadInput
+from omni_model.storage import default_root, open_store
+from tasks import prefect_server
+from tasks.stage import REGISTRY
+
+LOW_DISK_GIB = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    good: bool
+    found: str
+
+
+def examine() -> list[Check]:
+    """Every check, in the order in which one needs the other."""
+    return [_python(), *_packages(), _machine(), _store(), _server(), _encoder()]
+
+
+def _python() -> Check:
+    version = sys.version.split()[0]
+    return Check("Python", sys.version_info >= (3, 11), f"{version} ({sys.executable})")
+
+
+def _packages() -> list[Check]:
+    names = {name for stage in REGISTRY.values() for name in (*stage.packages, *stage.exact_packages)} | {
+        "prefect"
+    }
+    checks = []
+    for name in sorted(names):
+        try:
+            checks.append(Check(name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check(name, False, "not installed; run make setup"))
+    return checks
+
+
+def _machine() -> Check:
+    from omni_model.hardware import describe
+
+    try:
+        found = describe()
+    except ImportError as error:
+        return Check("machine", False, f"torch does not load: {error}")
+    gpus = ", ".join(found["gpus"]) or "no GPU (none is needed for smoke and demo)"
+    return Check("machine", True, f"{found['cpus']} cores, {found['memory_gib']} GiB memory, {gpus}")
+
+
+def _store() -> Check:
+    try:
+        root = open_store(default_root()).root
+    except BadInput as error:
+        return Check("store", False, str(error))
+    free_gib = shutil.disk_usage(root).free / 2**30
+    return Check("store", free_gib > LOW_DISK_GIB, f"{root}, {free_gib:.0f} GiB free")
+
+
+def _server() -> Check:
+    if url := os.environ.get("PREFECT_API_URL"):
+        answers = prefect_server.is_healthy(url, timeout_s=5)
+        return Check("Prefect server", answers, f"{url} {'answers' if answers else 'does not answer'}")
+    if _store().good and (live := prefect_server.live_ui(open_store(default_root()).root)):
+        return Check("Prefect server", True, f"{live} (omni ui)")
+    return Check("Prefect server", True, "none open; omni run starts one for the length of the run")
+
+
+def _encoder() -> Check:
+    return Check("encoder weights", True, "smoke and demo make their own, random; nothing is downloaded")

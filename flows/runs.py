@@ -1,0 +1,155 @@
+"""One run as a record: what its stages came to, its summary, its report, and the link to the latest.
+
+`{store}/runs/{id}/` holds `summary.json` and `report.html`; `{store}/latest` links to the newest. A run with
+nothing to do writes neither: it points `latest` back at the record that already tells it.
+"""
+
+import html
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.planning import markdown_table
+from omni_model.artifacts import Manifest, Report, Scores, write_atomically
+from omni_model.storage import Store
+from tasks.planner import Step
+
+SCHEMA = 1
+PROVENANCE = "<!-- run provenance -->"  # where a report's page takes in the table of its run
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One line of the closing table."""
+
+    name: str
+    key: str
+    status: str
+    seconds: float
+    figure: str
+    metrics: dict[str, Any]
+
+
+def stage_row(step: Step, manifest: Manifest, computed: bool) -> StageRow:
+    """What a finished stage came to. `seconds` is the time it took to compute, also when it was reused."""
+    values = {**manifest.facts, **manifest.metrics}
+    figure = step.stage.figure
+    text = f"{figure.replace('_', ' ')} {_short(values[figure])}" if figure in values else ""
+    status = "computed" if computed else "reused"
+    return StageRow(step.label, manifest.key, status, manifest.timings["seconds"], text, manifest.metrics)
+
+
+def _short(value: Any) -> str:
+    return (
+        f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    )
+
+
+def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manifests: list[Manifest]) -> Path:
+    """Write a run's summary and report and point `latest` at them. Returns the run's directory."""
+    started = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - wall_s))
+    directory = store.root / "runs" / f"{started}-{recipe}-{os.getpid()}"
+    directory.mkdir(parents=True)
+    report = directory / "report.html"
+    for manifest in manifests:
+        if manifest.handle == Report.__name__:
+            page = store.directory(manifest.stage, manifest.key) / "out" / "report.html"
+            write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, wall_s)))
+    summary = {
+        "schema": SCHEMA,
+        "recipe": recipe,
+        "wall_s": round(wall_s, 2),
+        "headline": next((m.facts["headline"] for m in manifests if m.handle == Report.__name__), ""),
+        "stages": [asdict(row) for row in rows],
+        "audiobench_mini": audiobench_mini(store, manifests),
+        "report": str(report),
+    }
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=1))
+    point_latest(store, directory)
+    return directory
+
+
+def audiobench_mini(store: Store, manifests: list[Manifest]) -> dict[str, Any] | None:
+    """The benchmark's part of the summary, or None where the run has no scores."""
+    for manifest in manifests:
+        if manifest.handle == Scores.__name__:
+            path = store.directory(manifest.stage, manifest.key) / "out" / "scores.json"
+            return dict(json.loads(path.read_text()))
+    return None
+
+
+def provenance(rows: list[StageRow], wall_s: float) -> str:
+    """The run's stages as an HTML table."""
+    lines = "".join(
+        f"<tr><td>{html.escape(r.name)}</td><td>{r.status}</td><td class=number>{r.seconds:.1f} s</td>"
+        f"<td>{html.escape(r.figure)}</td><td><code>{r.key[:8]}</code></td></tr>"
+        for r in rows
+    )
+    return (
+        "<section id=provenance><h2>How this run was made</h2>"
+        f"<p>{len(rows)} stages, {wall_s:.0f} s of wall time. Seconds are the time each stage took to "
+        "compute, also where an earlier result was reused.</p>"
+        "<div class=scroll><table>"
+        "<thead><tr><th>stage</th><th></th><th>time</th><th>figure</th><th>key</th></tr>"
+        f"</thead><tbody>{lines}</tbody></table></div></section>"
+    )
+
+
+def point_latest(store: Store, directory: Path) -> None:
+    """Make `{store}/latest` a link to this run, in one step."""
+    link = store.root / "latest"
+    temporary = store.root / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(directory.relative_to(store.root))
+    os.replace(temporary, link)
+
+
+def settle(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manifests: list[Manifest]) -> Path:
+    """Record a finished run; one that computed nothing points `latest` back at the record it repeats."""
+    if all(row.status == "reused" for row in rows):
+        known = find_record(store, recipe, [row.key for row in rows])
+        if known is not None:
+            point_latest(store, known)
+            return known
+    return record(store, recipe, wall_s, rows, manifests)
+
+
+def table_rows(rows: list[StageRow]) -> list[list[str]]:
+    """Name, status, time and figure of every stage, as cells."""
+    return [[r.name, r.status, f"{r.seconds:.1f}", r.figure] for r in rows]
+
+
+def read_rows(directory: Path) -> list[StageRow]:
+    """The stages of a recorded run."""
+    summary = json.loads((directory / "summary.json").read_text())
+    return [StageRow(**stage) for stage in summary["stages"]]
+
+
+def verdict(directory: Path) -> str:
+    """The run's result in one line."""
+    summary = json.loads((directory / "summary.json").read_text())
+    return str(summary["headline"])
+
+
+TABLE_HEAD = ["stage", "", "seconds", "figure"]
+
+
+def rows_markdown(rows: list[StageRow]) -> str:
+    """Every stage with all its metrics as a Markdown table."""
+    cells = [
+        [*line, ", ".join(f"{k} {_short(v)}" for k, v in r.metrics.items())]
+        for line, r in zip(table_rows(rows), rows, strict=True)
+    ]
+    return markdown_table([*TABLE_HEAD, "metrics"], cells)
+
+
+def find_record(store: Store, recipe: str, keys: list[str]) -> Path | None:
+    """The newest recorded run of a recipe with exactly these stage keys."""
+    for path in sorted((store.root / "runs").glob(f"*-{recipe}-*/summary.json"), reverse=True):
+        summary = json.loads(path.read_text())
+        if [stage["key"] for stage in summary["stages"]] == keys:
+            return path.parent
+    return None
