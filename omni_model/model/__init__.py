@@ -1,0 +1,1 @@
+"""The networks: GPT, attention and its cache, projector, LoRA, and the omni model that joins them."""

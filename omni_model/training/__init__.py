@@ -1,0 +1,1 @@
+"""The learning machinery: optimizers, schedules, checkpoints and the one training loop."""

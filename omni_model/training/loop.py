@@ -1,0 +1,182 @@
+"""The one training loop: every stage that learns is an Objective, and this drives it.
+
+Step s is a pure function of the weights, the optimizer's state and the number s: the objective builds its
+batch from its seed and s, so where to resume is simply the next step. Killed anywhere and started again,
+`train` continues from its last checkpoint and ends in the same weights, bit by bit on CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from omni_model.training.checkpoint import (
+    copy_into,
+    flatten_optimizer,
+    keep_only,
+    latest,
+    load,
+    restore_optimizer,
+    save,
+    step_directory,
+)
+
+
+class MetricsSink(Protocol):
+    """Where numbers go: a file, a dashboard, nowhere."""
+
+    def log(self, step: int, total: int, **values: float) -> None: ...
+
+
+class Objective(Protocol):
+    """What a stage wants learned. Inherit from it: the methods with a body may be left out.
+
+    `optimizer` updates the tensors of `tensors()`; `clip_norm` bounds the gradient's norm (None: no bound).
+    Whatever is random in a step must come from a generator seeded by (seed, step): no RNG state is saved.
+    """
+
+    optimizer: torch.optim.Optimizer
+    clip_norm: float | None = None
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The named parameters that are trained; exactly these are saved and restored, in place."""
+        ...
+
+    def set_schedule(self, step: int) -> None:
+        """Set learning rates and the like for this step (counted from 0)."""
+        ...
+
+    def loss(self, step: int) -> Tensor | Iterator[Tensor]:
+        """The loss of this step's batch: a scalar, or an iterator of microbatch shares that sum to it.
+
+        Each share is differentiated before the next one is asked for, so only one is in memory.
+        """
+        ...
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Numbers to log after `step` updates. May set state that later steps depend on; see state()."""
+        return {}
+
+    def finished(self) -> bool:
+        """True ends training before the last step; asked before every step, so keep it cheap."""
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """JSON values beyond tensors and optimizer that later steps depend on, like a curriculum's phase."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what state() gave."""
+
+
+def train(
+    objective: Objective,
+    *,
+    steps: int,
+    partial: Path,
+    metrics: MetricsSink,
+    checkpoint_every_s: float = 60.0,
+    log_every: int = 10,
+    evaluate_every: int = 0,
+) -> int:
+    """Run the objective to `steps` updates, or until it is finished; returns the number of updates made.
+
+    Continues from the newest checkpoint in `partial`, writes one there about every checkpoint_every_s seconds
+    and one at the end. Every `log_every` steps it logs the mean loss (and once more before each evaluation,
+    checkpoint and the end); every `evaluate_every` steps (0: never) what the objective evaluates.
+    FloatingPointError when a loss is not finite.
+    """
+    step = _resume(objective, partial)
+    recent = _Recent(metrics, steps)
+    saved_at = time.monotonic()
+    while step < steps and not objective.finished():
+        recent.add(step, update(objective, step))
+        step += 1
+        evaluating = evaluate_every > 0 and step % evaluate_every == 0
+        saving = time.monotonic() - saved_at >= checkpoint_every_s
+        if evaluating or saving or step % log_every == 0:
+            recent.flush()
+        if evaluating:
+            metrics.log(step=step, total=steps, **objective.evaluate(step))
+        if saving:
+            _save(objective, partial, step)
+            saved_at = time.monotonic()
+    recent.flush()
+    _save(objective, partial, step)
+    return step
+
+
+def update(objective: Objective, step: int) -> Tensor:
+    """One step: schedule, loss and gradients, clip, optimizer. Returns the detached loss, on its device."""
+    objective.set_schedule(step)
+    loss = objective.loss(step)
+    shares = iter([loss]) if isinstance(loss, Tensor) else loss
+    total = torch.zeros(())
+    for share in shares:
+        share.backward()
+        total = total.to(share.device) + share.detach().float()
+    if objective.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(list(objective.tensors().values()), objective.clip_norm)
+    objective.optimizer.step()
+    objective.optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+@dataclass
+class _Recent:
+    """Losses since the last log, left on their device: reading one at every step would make the CPU wait."""
+
+    metrics: MetricsSink
+    total: int
+    losses: list[Tensor] = field(default_factory=list)
+    first_step: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, step: int, loss: Tensor) -> None:
+        if not self.losses:
+            self.first_step = step
+        self.losses.append(loss)
+
+    def flush(self) -> None:
+        if not self.losses:
+            return
+        values = torch.stack(self.losses).tolist()
+        for step, value in enumerate(values, self.first_step):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"The loss of step {step} is {value}: likely a batch without any target, too high a "
+                    "learning rate, or an overflow in a narrow dtype; the last checkpoint is sound."
+                )
+        now = time.monotonic()
+        mean, pace = math.fsum(values) / len(values), (now - self.since) / len(values)
+        self.metrics.log(step=self.first_step + len(values), total=self.total, loss=mean, step_s=pace)
+        self.losses, self.since = [], now
+
+
+def _resume(objective: Objective, partial: Path) -> int:
+    """Put the newest checkpoint's values into the objective; the number of updates it has seen, else 0."""
+    newest = latest(partial)
+    if newest is None:
+        return 0
+    saved = load(newest)
+    copy_into(objective.tensors(), saved.model)
+    restore_optimizer(objective.optimizer, saved.optimizer, saved.state["optimizer"])
+    objective.restore(saved.state["objective"])
+    return int(saved.state["step"])
+
+
+def _save(objective: Objective, partial: Path, step: int) -> None:
+    """A checkpoint after `step` updates, unless it is there; earlier ones go once it is."""
+    directory = step_directory(partial, step)
+    if not directory.exists():
+        tensors, scalars = flatten_optimizer(objective.optimizer)
+        state = {"step": step, "optimizer": scalars, "objective": objective.state()}
+        save(directory, dict(objective.tensors()), tensors, state)
+    keep_only(directory)
