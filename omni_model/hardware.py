@@ -5,7 +5,6 @@ them to, so everything that does is set here, once, before a stage touches a ten
 """
 
 import os
-import random
 from typing import Any
 
 from omni_model.config import Runtime
@@ -27,16 +26,13 @@ def fix_environment(runtime: Runtime) -> None:
 
 
 def prepare_torch(runtime: Runtime, seed: int) -> None:
-    """Set threads, determinism, matmul precision and seeds for a stage that computes with torch."""
-    import numpy as np
+    """Set threads, determinism, matmul precision and the seed for a stage that computes with torch."""
     import torch
 
     torch.set_num_threads(runtime.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # On a CPU "medium" is oneDNN's float32 GEMM: twice as fast as the default on AMD, at the same error.
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "medium")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 

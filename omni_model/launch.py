@@ -45,7 +45,8 @@ def run(job: Job) -> Artifact:
     started = time.time()
     metrics = Metrics(job.directory / "metrics.jsonl")
     work = Workspace(job.directory, job.seed, metrics)
-    hardware.prepare_torch(job.runtime, job.seed)
+    if "torch" in job.components["packages"]:  # importing it costs seconds that other stages need not pay
+        hardware.prepare_torch(job.runtime, job.seed)
     facts = resolve(job.entrypoint)(job.recipe, *job.inputs, work=work, runtime=job.runtime)
     return seal(job, facts, metrics.summaries, started)
 
