@@ -178,8 +178,9 @@ def _run_with_prefect(chosen: recipes.Run, store: Store, steps: list[Step]) -> P
                 prefect_server.embedded_server(store)
             )
             os.environ["PREFECT_API_URL"] = url
-        from flows.deployments import as_flow
+        from flows.deployments import as_flow, send_logs
 
+        open_things.callback(send_logs)
         listener = open_things.enter_context(display(steps))
         return Path(as_flow(chosen, listener)(chosen.recipe, chosen.runtime))
 

@@ -30,4 +30,4 @@ def demo(run: Runner, recipe: DemoRecipe) -> Report:
     scores = run(score_benchmark, recipe.evaluation, benchmark, gpt, listener, tokenizer, *heard)
     embeddings = run(map_embeddings, recipe.embedding_map, gpt, listener, tokenizer, *heard)
     models = (gpt, projector, listener)
-    return run(write_report, recipe.report, scores, embeddings, benchmark, *models, sounds, speech)
+    return run(write_report, recipe.report, scores, embeddings, benchmark, *models, sounds, speech, encoder)

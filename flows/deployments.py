@@ -7,6 +7,7 @@ from typing import Any
 from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import runs
@@ -20,6 +21,7 @@ from tasks.prefect_adapter import PrefectRunner
 
 # Threads only wait: for an input, a lease or a stage's process. How many stages compute at once is Runtime's.
 WAITING_THREADS = 64
+LOGS_TIMEOUT_S = 5.0
 
 
 class LogListener:
@@ -78,6 +80,11 @@ def as_flow(run: Run, listener: Listener) -> Flow[Any, str]:
     body.__annotations__ |= {"recipe": type(run.recipe), "runtime": type(run.runtime)}
     runner: Any = ThreadPoolTaskRunner(max_workers=WAITING_THREADS)  # its type parameter cannot be spelled
     return flow(name=run.name, task_runner=runner)(body)
+
+
+def send_logs() -> None:
+    """Send what the flow logged to a server that is about to close."""
+    APILogWorker.drain_all(timeout=LOGS_TIMEOUT_S)
 
 
 smoke = as_flow(RECIPES["smoke"], LogListener())

@@ -5,6 +5,7 @@ from pathlib import Path
 import omni_model
 from flows.recipes import Run
 from omni_model.storage import Store
+from omni_model.telemetry import markdown_table
 from tasks.fingerprint import CodeBase
 from tasks.identity import Identifier
 from tasks.planner import CURRENT, UNDECIDED, WILL_RUN, Planner, Step
@@ -58,12 +59,6 @@ def seconds(value: float) -> str:
 def plan_markdown(steps: list[Step]) -> str:
     """The plan as a Markdown table."""
     return markdown_table(["", "stage", "status", "key", "earlier run", "why"], plan_rows(steps))
-
-
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; a bar inside a cell would end it, so it becomes a slash."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
 
 
 def text_table(head: list[str], rows: list[list[str]]) -> str:

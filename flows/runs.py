@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.planning import markdown_table
 from omni_model.artifacts import Manifest, Report, Scores, write_atomically
 from omni_model.storage import Store
+from omni_model.telemetry import markdown_table
 from tasks.planner import Step
 
 SCHEMA = 1

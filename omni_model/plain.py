@@ -1,4 +1,4 @@
-"""Trees of dataclasses as plain JSON and back, and single fields set by a dotted path. Standard library only."""
+"""Trees of dataclasses as plain JSON and back, and single fields set by a dotted path. Stdlib only."""
 
 import dataclasses
 import difflib

@@ -1,7 +1,8 @@
-"""What a stage tells while it runs: one JSON line per event, the same numbers everywhere."""
+"""What a stage tells: one JSON line per event while it runs, figures at its end, and tables of them."""
 
 import json
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -47,3 +48,9 @@ def read_progress(path: Path) -> dict[str, float] | None:
 def read_curve(path: Path) -> list[dict[str, float]]:
     """Every line of a `metrics.jsonl`, oldest first."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown; a bar inside a cell would end it, so it becomes a slash."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

@@ -6,6 +6,7 @@ from omni_model.artifacts import (
     Benchmark,
     Checkpoint,
     EmbeddingMap,
+    EncoderFiles,
     FeatureShards,
     GptCheckpoint,
     ProjectorCheckpoint,
@@ -64,6 +65,7 @@ def write_report(
     tuned: AdapterCheckpoint,
     sounds: AudioCorpus,
     speech: AudioCorpus,
+    encoder: EncoderFiles,
 ) -> Report:
     """The page a stranger reads."""
 

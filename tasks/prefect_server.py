@@ -31,13 +31,14 @@ SETTINGS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(STARTUP_TIMEOUT_S),
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
 }
+# For the command alone: it says in one sentence what Prefect would print as a traceback. The UI has the logs.
+QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 
 
 def use_settings(store: Path) -> None:
     """Put Prefect's settings and this store's Prefect home into the environment, keeping what is set."""
-    for name, value in {**SETTINGS, "PREFECT_HOME": str(store / ".prefect")}.items():
+    for name, value in {**SETTINGS, **QUIET, "PREFECT_HOME": str(store / ".prefect")}.items():
         os.environ.setdefault(name, value)
 
 

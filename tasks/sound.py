@@ -32,7 +32,7 @@ def make_encoder(recipe: EncoderRecipe) -> EncoderFiles:
 
 @stage(
     "omni_model.audio.features:extract",
-    packages=("torch", "transformers", "soundfile", "webdataset"),
+    packages=("torch", "transformers", "numpy", "soundfile", "soxr", "webdataset"),
     seeded=False,
     figure="num_frames",
 )

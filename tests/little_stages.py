@@ -38,7 +38,9 @@ def parity(number: int) -> int:
     return number % 2
 
 
-def summarise(recipe: ReportRecipe, text: TextCorpus, *, work: Workspace, runtime: Runtime) -> dict[str, JSON]:
+def summarise(
+    recipe: ReportRecipe, text: TextCorpus, *, work: Workspace, runtime: Runtime
+) -> dict[str, JSON]:
     """Its bytes depend on the parity of the lines alone, so that many inputs give the same result."""
     lines = (text.out / "documents.jsonl").read_text().splitlines()
     (work.out / "report.html").write_text(json.dumps([parity(int(line)) for line in lines]))

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 90
 
-VOCABULARY = {f"omni_model.{name}" for name in ("config", "plain", "artifacts", "storage", "hardware", "telemetry")}
+VOCABULARY = {
+    f"omni_model.{name}" for name in ("config", "plain", "artifacts", "storage", "hardware", "telemetry")
+}
 # Inside omni_model, a room knows the rooms on lower floors, and its own.
 FLOORS = [
     {"config", "plain", "artifacts"},
@@ -23,7 +25,9 @@ FLOORS = [
     {"evaluation"},
     {"launch", "cli"},
 ]
-STDLIB_ONLY = [f"omni_model/{name}.py" for name in ("config", "plain", "artifacts", "storage", "hardware", "telemetry")]
+STDLIB_ONLY = [
+    f"omni_model/{name}.py" for name in ("config", "plain", "artifacts", "storage", "hardware", "telemetry")
+]
 # The files that wrap the flows and tasks for Prefect, and the drawing of live progress.
 PREFECT_SIDE = {"flows/deployments.py", "tasks/prefect_adapter.py"}
 LAZY_ELSEWHERE = {"flows/display.py": {"rich"}, "tasks/prefect_server.py": {"uvicorn"}}
@@ -39,7 +43,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Every module named by an import anywhere in a file; `from a import b` counts as a.b where that is a file."""
+    """Every module imported anywhere in a file; `from a import b` counts as a.b where that is a file."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -63,8 +67,19 @@ FILES = python_files("flows", "tasks", "omni_model")
 
 
 def test_top_level_holds_only_the_rooms_of_the_house() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    allowed = {"flows", "tasks", "omni_model", "infra", "tests", "prefect.yaml", "pyproject.toml", "README.md"}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    allowed = {
+        "flows",
+        "tasks",
+        "omni_model",
+        "infra",
+        "tests",
+        "prefect.yaml",
+        "pyproject.toml",
+        "README.md",
+    }
     tops = {name.split("/")[0] for name in tracked}
     assert {top for top in tops if not top.startswith(".")} <= allowed | {"Makefile", "LICENSE"}
 
@@ -118,7 +133,9 @@ def test_vocabulary_is_standard_library_only_at_import(name: str) -> None:
 
 def test_flow_and_task_are_wrapped_in_one_place_each() -> None:
     users = {
-        path.relative_to(ROOT).as_posix() for path in FILES if any(m.split(".")[0] == "prefect" for m in imports(ast.parse(path.read_text())))
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        if any(m.split(".")[0] == "prefect" for m in imports(ast.parse(path.read_text())))
     }
     assert users == PREFECT_SIDE
 
@@ -143,7 +160,9 @@ def test_code_is_reached_by_static_references_only() -> None:
 
 def test_no_import_cycles() -> None:
     names = {module_name(path): path for path in FILES}
-    edges = {name: {m for m in imports(ast.parse(path.read_text())) if m in names} for name, path in names.items()}
+    edges = {
+        name: {m for m in imports(ast.parse(path.read_text())) if m in names} for name, path in names.items()
+    }
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -178,7 +197,10 @@ def test_budgets(capsys: pytest.CaptureFixture[str]) -> None:
     for path, node in functions():
         assert length(node) <= MAX_FUNCTION_LINES, f"{path}: {node.name}"
     with capsys.disabled():
-        print(f" [{len(FILES)} files, {len(lengths)} functions, median {statistics.median(lengths):g} lines] ", end="")
+        print(
+            f" [{len(FILES)} files, {len(lengths)} functions, median {statistics.median(lengths):g} lines] ",
+            end="",
+        )
 
 
 def test_everything_is_annotated() -> None:
@@ -191,7 +213,9 @@ def test_everything_is_annotated() -> None:
 
 def test_a_look_at_the_plan_imports_neither_torch_nor_prefect() -> None:
     script = "import sys, flows.cli; print(*sorted({'torch', 'prefect', 'numpy', 'rich'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == ""
 
 

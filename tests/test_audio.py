@@ -36,6 +36,7 @@ from omni_model.audio import (
     texture,
     waveform,
 )
+from omni_model.audio.mel import log_mel
 from omni_model.config import (
     BadInput,
     EncoderRecipe,
@@ -105,7 +106,7 @@ def test_log_mel_equals_transformers(num_mel_bins: int, num_samples: int) -> Non
     reference = WhisperFeatureExtractor(feature_size=num_mel_bins)(
         samples, sampling_rate=16_000, padding="longest", truncation=False, return_tensors="pt"
     ).input_features[0]
-    ours = waveform.log_mel(samples, num_mel_bins)
+    ours = log_mel(samples, num_mel_bins)
     assert ours.shape == (num_mel_bins, 2 * waveform.num_encoder_frames(num_samples))
     torch.testing.assert_close(ours, reference[:, : ours.shape[1]], atol=1e-6, rtol=0)
 
@@ -495,24 +496,24 @@ def test_frames_equal_transformers_where_it_accepts_the_length(made: dict[str, A
 
     reference = WhisperModel.from_pretrained(made["encoder"].out).encoder.eval()
     ear = encoder.load_encoder(made["encoder"])
-    mel = waveform.log_mel(noise(7.5), ear.num_mel_bins)
-    frames = ear.encode(mel)
+    spectrum = log_mel(noise(7.5), ear.num_mel_bins)
+    frames = ear.encode(spectrum)
     assert frames.shape == (375, 32)
     assert not frames.requires_grad
     with torch.no_grad():
         for window in (0, 1):  # the last window is shorter, and transformers would refuse it
-            expected = reference(mel[None, :, 300 * window : 300 * (window + 1)]).last_hidden_state[0]
+            expected = reference(spectrum[None, :, 300 * window : 300 * (window + 1)]).last_hidden_state[0]
             torch.testing.assert_close(
                 frames[150 * window : 150 * (window + 1)], expected, atol=1e-5, rtol=1e-5
             )
-    torch.testing.assert_close(frames[300:], ear.encode(mel[:, 600:]))
+    torch.testing.assert_close(frames[300:], ear.encode(spectrum[:, 600:]))
 
 
 def test_layers_and_precisions(made: dict[str, Any]) -> None:
-    mel = waveform.log_mel(noise(1), 80)
-    last = encoder.load_encoder(made["encoder"]).encode(mel)
-    first = encoder.load_encoder(made["encoder"], layer="1").encode(mel)
-    coarse = encoder.load_encoder(made["encoder"], dtype="bfloat16").encode(mel)
+    spectrum = log_mel(noise(1), 80)
+    last = encoder.load_encoder(made["encoder"]).encode(spectrum)
+    first = encoder.load_encoder(made["encoder"], layer="1").encode(spectrum)
+    coarse = encoder.load_encoder(made["encoder"], dtype="bfloat16").encode(spectrum)
     assert first.shape == last.shape
     assert not torch.allclose(first, last)
     assert torch.nn.functional.cosine_similarity(coarse, last).min() > 0.995

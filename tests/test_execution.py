@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = stage_of(little_text)
 SLOW = TokenizerRecipe(vocab_size=1000)  # 20 steps of a tenth of a second
 QUICK = TokenizerRecipe(vocab_size=3)
+PLAIN = ReportRecipe()
 
 
 @pytest.fixture(autouse=True)
@@ -243,7 +244,9 @@ def test_handles_survive_json(store: Store) -> None:
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def chain(store: Store, text: TokenizerRecipe, summary: ReportRecipe = ReportRecipe()) -> list[tuple[str, str]]:
+def chain(
+    store: Store, text: TokenizerRecipe, summary: ReportRecipe = PLAIN
+) -> list[tuple[str, str]]:
     """Status and reason of the three little stages."""
     planner = Planner(store, Identifier(CodeBase(ROOT), 0))
     lines = planner(little_text, text)
@@ -251,7 +254,7 @@ def chain(store: Store, text: TokenizerRecipe, summary: ReportRecipe = ReportRec
     return [(step.status, "; ".join(step.why)) for step in planner.steps]
 
 
-def run_chain(store: Store, text: TokenizerRecipe, summary: ReportRecipe = ReportRecipe()) -> list[bool]:
+def run_chain(store: Store, text: TokenizerRecipe, summary: ReportRecipe = PLAIN) -> list[bool]:
     """Run the three little stages; which of them were computed."""
     run = executor(store)
 

@@ -22,7 +22,8 @@ import numpy as np
 from omni_model.artifacts import AudioCorpus, EncoderFiles, FeatureShards, sha256_file, write_atomically
 from omni_model.audio.corpora import read_shard, shard_paths
 from omni_model.audio.encoder import FrozenEncoder, load_encoder
-from omni_model.audio.waveform import ENCODER_FRAME_RATE_HZ, decode, log_mel
+from omni_model.audio.mel import log_mel
+from omni_model.audio.waveform import ENCODER_FRAME_RATE_HZ, decode
 from omni_model.config import JSON, BadInput, FeatureRecipe, Runtime
 from omni_model.storage import Workspace
 

@@ -1,21 +1,17 @@
-"""From any audio file to 16 kHz mono samples, and from samples to Whisper's log-mel spectrogram.
+"""From any audio file to 16 kHz mono samples and back, and every rate of the audio path, written once.
 
-Every rate of the audio path is written here once. Whisper looks at 25 ms windows every 10 ms (100 mel frames
-a second) and its second convolution strides by two (50 encoder frames a second). A clip is read at its true
-length: padding to 30 s, as the original program does, gives other features, since the encoder has no mask.
+Whisper looks at 25 ms windows every 10 ms (100 mel frames a second) and its second convolution strides by two
+(50 encoder frames a second). A clip is read at its true length: padding to 30 s, as the original program
+does, gives other features, since the encoder has no mask.
 
-Axes: N samples, M mel bins, F mel frames.
+Axes: N samples.
 """
 
 import io
-import math
 import wave
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
-import torch
 
 from omni_model.config import BadInput
 
@@ -55,12 +51,16 @@ def decode(source: Path | bytes, name: str = "", *, max_duration_s: float = MAX_
         raise BadInput(f"{name} holds samples that are not finite numbers; export it again as 16-bit WAV.")
     mono = samples.mean(axis=1, dtype=np.float32)
     if rate_hz != SAMPLE_RATE_HZ:
+        import soxr
+
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
     return checked(_tamed(mono), name)
 
 
 def _read(content: bytes, name: str, max_duration_s: float) -> tuple[np.ndarray, int]:
     """Samples (N, channels) float32 and their rate. The header is judged before anything is decoded."""
+    import soundfile  # not at the top: readers of features need no audio library
+
     if not content:
         raise BadInput(f"{name} is empty; give a WAV, FLAC, OGG or MP3 file.")
     low, high = FILE_RATES_HZ
@@ -131,46 +131,3 @@ def encode_wav(samples: np.ndarray) -> bytes:
 def num_encoder_frames(num_samples: int) -> int:
     """How many 50 Hz frames a clip of this many samples at 16 kHz has."""
     return num_samples // HOP_SAMPLES // FRAMES_PER_ENCODER_FRAME
-
-
-def log_mel(samples: np.ndarray, num_mel_bins: int) -> torch.Tensor:
-    """Whisper's log-mel spectrogram (M, F) of samples (N,) at 16 kHz, at the clip's own length.
-
-    Equal to transformers' WhisperFeatureExtractor on the unpadded clip to 1e-6, except that an odd last
-    frame is dropped: with it, the encoder's stride would read past the end, and batching would change it.
-
-    Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", section 2.2.
-    """
-    wave_N = torch.from_numpy(checked(samples))
-    spectrum = torch.stft(
-        wave_N, WINDOW_SAMPLES, HOP_SAMPLES, window=torch.hann_window(WINDOW_SAMPLES), return_complex=True
-    )
-    power = spectrum[:, :-1].abs() ** 2
-    log_MF = (mel_filters(num_mel_bins) @ power).clamp(min=1e-10).log10()
-    log_MF = torch.maximum(log_MF, log_MF.max() - 8.0)
-    return ((log_MF + 4.0) / 4.0)[:, : log_MF.shape[1] // FRAMES_PER_ENCODER_FRAME * FRAMES_PER_ENCODER_FRAME]
-
-
-def mel_filters(num_mel_bins: int) -> torch.Tensor:
-    """Triangular filters (M, 201) on Slaney's mel scale, each of unit area, from 0 Hz to 8 kHz.
-
-    Source: Slaney 1998, "Auditory Toolbox"; the same as librosa.filters.mel and openai-whisper's table.
-    """
-    bins_hz = np.linspace(0, SAMPLE_RATE_HZ / 2, WINDOW_SAMPLES // 2 + 1)
-    edges_hz = _mel_to_hz(np.linspace(0, _hz_to_mel(SAMPLE_RATE_HZ / 2), num_mel_bins + 2))
-    rising = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
-    falling = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz)[1:, None]
-    area = 2.0 / (edges_hz[2:] - edges_hz[:-2])
-    return torch.from_numpy(np.maximum(0, np.minimum(rising, falling)) * area[:, None]).float()
-
-
-# Slaney's scale: 3 mels per 200 Hz up to 1 kHz (15 mels), then 27 mels per factor of 6.4.
-KNEE_HZ, KNEE_MEL, HZ_PER_MEL, MELS_PER_E_FOLD = 1000.0, 15.0, 200.0 / 3.0, 27.0 / math.log(6.4)
-
-
-def _hz_to_mel(hz: float) -> float:
-    return hz / HZ_PER_MEL if hz < KNEE_HZ else KNEE_MEL + math.log(hz / KNEE_HZ) * MELS_PER_E_FOLD
-
-
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    return np.where(mel < KNEE_MEL, mel * HZ_PER_MEL, KNEE_HZ * np.exp((mel - KNEE_MEL) / MELS_PER_E_FOLD))
