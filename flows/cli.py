@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a stage or a check failed, 2 bad input or refused.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,12 +28,21 @@ GUARDED_S = 600.0  # a result that took longer is not thrown away for changed co
 UI_PORT = 4200
 
 
+class Stopped(BaseException):
+    """SIGTERM, raised where the work is so that everything open is closed on the way out."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, carry out, and turn every foreseen error into one sentence. Returns the exit code."""
     args = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         return int(args.verb(args))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         print("\nomni: stopped; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, which is its right
@@ -153,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         directory = runs.settle(store, chosen.name, time.time() - started, rows, manifests)
     else:
-        _guard(steps, chosen.runtime.recompute, args.yes)
+        guard(steps, chosen.runtime.recompute, args.yes)
         directory = _run_with_prefect(chosen, store, steps)
         rows = runs.read_rows(directory)
     if args.json:
@@ -165,27 +176,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_with_prefect(chosen: recipes.Run, store: Store, steps: list[Step]) -> Path:
-    import contextlib
-
     from flows.display import display
     from tasks import prefect_server
 
     prefect_server.use_settings(store.root)
     with contextlib.ExitStack() as open_things:
-        if "PREFECT_API_URL" not in os.environ:
-            print("starting Prefect ...", end="\r", flush=True, file=sys.stderr)
+        if (given := os.environ.get("PREFECT_API_URL")) is not None:
+            if not prefect_server.is_healthy(given, timeout_s=10):
+                raise BadInput(
+                    f"no Prefect server answers at PREFECT_API_URL {given}; start it or unset the variable"
+                )
+        else:
+            print("starting Prefect", file=sys.stderr)
             url = prefect_server.live_ui(store.root) or open_things.enter_context(
                 prefect_server.embedded_server(store)
             )
             os.environ["PREFECT_API_URL"] = url
-        from flows.deployments import as_flow, send_logs
+        from flows.deployments import TerminationSignal, as_flow, send_logs
 
         open_things.callback(send_logs)
         listener = open_things.enter_context(display(steps))
-        return Path(as_flow(chosen, listener)(chosen.recipe, chosen.runtime))
+        try:
+            return Path(as_flow(chosen, listener)(chosen.recipe, chosen.runtime))
+        except TerminationSignal:  # Prefect's own form of SIGTERM while a flow runs
+            raise Stopped from None
 
 
-def _guard(steps: list[Step], recompute: str, yes: bool) -> None:
+def guard(steps: list[Step], recompute: str, yes: bool) -> None:
     """Ask before recomputing what took long and became stale only because code changed."""
     costly = [step for step in steps if step.costly and (step.predicted_s or 0) > GUARDED_S]
     if not costly or yes or recompute == "yes":
@@ -272,7 +289,8 @@ def ui(args: argparse.Namespace) -> int:
     prefect_server.use_settings(store.root)
     here = f"127.0.0.1:{args.port}"
     print(f"http://{here} (from elsewhere: ssh -L {args.port}:{here} HOST); Ctrl-C ends it", flush=True)
-    prefect_server.serve_ui(store.root, args.port)
+    with contextlib.suppress(KeyboardInterrupt, Stopped):
+        prefect_server.serve_ui(store.root, args.port)
     return DONE
 
 

@@ -1,11 +1,14 @@
 """The flows as Prefect sees them: `prefect.yaml` points here, and `omni run` calls the same functions."""
 
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import TerminationSignal as TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -41,9 +44,21 @@ class LogListener:
 
 
 def carry_out(run: Run, listener: Listener) -> Path:
-    """Run a flow inside a Prefect flow run, publish what it is doing, and return the run's directory."""
+    """Run a flow inside a Prefect flow run and show its plan, figures and report in the UI.
+
+    Returns the run's directory, which is gone again after a fresh run.
+    """
+    root = run.runtime.store or default_root()
+    if not run.runtime.fresh:
+        return _carry_out(run, open_store(root), listener)
+    scratch = tempfile.mkdtemp(prefix="fresh-", dir=open_store(root).root)
+    directory = _carry_out(run, open_store(scratch), listener)
+    shutil.rmtree(scratch)  # only now: after a failure its logs are what one wants to read
+    return directory
+
+
+def _carry_out(run: Run, store: Store, listener: Listener) -> Path:
     started = time.time()
-    store = open_store(run.runtime.store or default_root())
     steps, identifier = plan(run, store)
     create_markdown_artifact(plan_markdown(steps), key="plan", description="what this run will do, and why")
     executor = Executor(store, identifier, run.runtime, listener)

@@ -14,6 +14,12 @@ REFRESH_PER_S = 8
 BAR_CELLS = 24
 
 
+def tell(line: str) -> None:
+    """A line of progress. Standard output is for results."""
+    sys.stderr.write(f"{line}\n")  # in one piece: several stages tell at once
+    sys.stderr.flush()
+
+
 class PlainDisplay:
     """A line when a stage starts, waits or ends: for pipes, logs and CI."""
 
@@ -21,10 +27,10 @@ class PlainDisplay:
         self._told: set[str] = set()
 
     def waiting(self, label: str, holder: str) -> None:
-        print(f"{label}: waiting, held by {holder}", flush=True)
+        tell(f"{label}: waiting, held by {holder}")
 
     def started(self, label: str) -> None:
-        print(f"{label}: started", flush=True)
+        tell(f"{label}: started")
 
     def progressed(self, label: str, progress: dict[str, float]) -> None:
         """Nothing: a line for every step would drown the rest."""
@@ -37,7 +43,7 @@ class PlainDisplay:
                 if outcome.computed
                 else "reused"
             )
-            print(f"{label}: {took}", flush=True)
+            tell(f"{label}: {took}")
 
 
 class LiveDisplay(PlainDisplay):
@@ -91,13 +97,19 @@ class LiveDisplay(PlainDisplay):
 
 @contextlib.contextmanager
 def display(steps: list[Step]) -> Iterator[PlainDisplay]:
-    """A live display where standard output is a terminal, else a plain one."""
-    if not sys.stdout.isatty():
+    """A live display where standard error is a terminal, else a plain one."""
+    if not sys.stderr.isatty():
         yield PlainDisplay()
         return
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     shown = LiveDisplay(steps)
-    with Live(get_renderable=lambda: Text(shown.lines()), refresh_per_second=REFRESH_PER_S, transient=True):
+    with Live(
+        console=Console(stderr=True),
+        get_renderable=lambda: Text(shown.lines()),
+        refresh_per_second=REFRESH_PER_S,
+        transient=True,
+    ):
         yield shown

@@ -7,6 +7,7 @@ nothing to do writes neither: it points `latest` back at the record that already
 import html
 import json
 import os
+import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from omni_model.telemetry import markdown_table
 from tasks.planner import Step
 
 SCHEMA = 1
+VERDICT_COLUMNS = 100
 PROVENANCE = "<!-- run provenance -->"  # where a report's page takes in the table of its run
 
 
@@ -54,15 +56,14 @@ def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manif
     directory = store.root / "runs" / f"{started}-{recipe}-{os.getpid()}"
     directory.mkdir(parents=True)
     report = directory / "report.html"
-    for manifest in manifests:
-        if manifest.handle == Report.__name__:
-            page = store.directory(manifest.stage, manifest.key) / "out" / "report.html"
-            write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, wall_s)))
+    made = next(manifest for manifest in manifests if manifest.handle == Report.__name__)
+    page = store.directory(made.stage, made.key) / "out" / "report.html"
+    write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, wall_s)))
     summary = {
         "schema": SCHEMA,
         "recipe": recipe,
         "wall_s": round(wall_s, 2),
-        "headline": next((m.facts["headline"] for m in manifests if m.handle == Report.__name__), ""),
+        **made.facts,
         "stages": [asdict(row) for row in rows],
         "audiobench_mini": audiobench_mini(store, manifests),
         "report": str(report),
@@ -129,9 +130,9 @@ def read_rows(directory: Path) -> list[StageRow]:
 
 
 def verdict(directory: Path) -> str:
-    """The run's result in one line."""
+    """The run's result and what it means."""
     summary = json.loads((directory / "summary.json").read_text())
-    return str(summary["headline"])
+    return f"{summary['headline']}\n{textwrap.fill(summary['meaning'], VERDICT_COLUMNS)}"
 
 
 TABLE_HEAD = ["stage", "", "seconds", "figure"]

@@ -281,6 +281,7 @@ class EmbeddingMap(Artifact):
 
 @dataclass(frozen=True)
 class Report(Artifact):
-    """`report.html`, one self-contained page."""
+    """`report.html`, one self-contained page; `report.md`, the same in short; and its result in words."""
 
     headline: str
+    meaning: str

@@ -80,6 +80,7 @@ class PrefectRunner:
         self._executor = executor
         self._steps: Iterator[Step] = iter(steps)
         self._futures: list[tuple[Step, PrefectFuture[Reference]]] = []
+        self._computed: set[str] = set()
 
     def __call__(self, task: Callable[P, H], *args: P.args, **kwargs: P.kwargs) -> H:
         """Submit one stage; the returned future stands for its handle."""
@@ -95,8 +96,11 @@ class PrefectRunner:
             outcome = self._executor.make(stage, recipe, resolve(self._store, inputs), label)
             reference = {"stage": stage.name, "key": outcome.manifest.key, "digest": outcome.manifest.digest}
             get_run_logger().info("%s: %s", label, outcome.manifest.metrics or outcome.manifest.facts)
+            if outcome.computed:
+                self._computed.add(label)
+                return reference
             # Made by another run while this one waited, or before Prefect kept a record of it.
-            return reference if outcome.computed else Completed(name="Cached", data=reference)
+            return Completed(name="Cached", data=reference)
 
         configure = prefect_task(
             name=stage.name,
@@ -127,4 +131,4 @@ class PrefectRunner:
         found = self._executor.find(step.stage, reference["key"])
         if found is None:
             raise FileNotFoundError(f"{step.label} has gone from the store during the run")
-        return Outcome(found.handle, found.manifest, computed=future.state.name != "Cached")
+        return Outcome(found.handle, found.manifest, computed=step.label in self._computed)

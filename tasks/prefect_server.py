@@ -54,10 +54,11 @@ def is_healthy(api_url: str, timeout_s: float = 1.0) -> bool:
 def live_ui(store: Path) -> str | None:
     """The API address of an `omni ui` server that is open on this store."""
     try:
-        url = str(json.loads((store / ".prefect" / "server.json").read_text())["api_url"])
+        note = json.loads((store / ".prefect" / "server.json").read_text())
+        os.kill(note["pid"], 0)  # signal 0 only asks; a note may outlive a server that was killed
     except (OSError, ValueError, KeyError):
         return None
-    return url if is_healthy(url) else None
+    return str(note["api_url"]) if is_healthy(note["api_url"]) else None
 
 
 def free_port() -> int:

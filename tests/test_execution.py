@@ -244,9 +244,7 @@ def test_handles_survive_json(store: Store) -> None:
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def chain(
-    store: Store, text: TokenizerRecipe, summary: ReportRecipe = PLAIN
-) -> list[tuple[str, str]]:
+def chain(store: Store, text: TokenizerRecipe, summary: ReportRecipe = PLAIN) -> list[tuple[str, str]]:
     """Status and reason of the three little stages."""
     planner = Planner(store, Identifier(CodeBase(ROOT), 0))
     lines = planner(little_text, text)

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omni_model.evaluation.charts import curve, percent
+from omni_model.evaluation.charts import CURVE_HEIGHT, CURVE_WIDTH, curve, percent
 from omni_model.telemetry import markdown_table
 
 # The page's stylesheet is not at hand where Markdown is shown, so a picture brings what it needs.
@@ -18,7 +18,8 @@ def score_table(scores: Mapping[str, Any]) -> str:
     """The model and every baseline, overall and by group, with the overall interval."""
     groups = sorted(scores["groups"])
     rows = [_score_row("**this model**", scores, groups)]
-    rows += [_score_row(f"{name} ({one['kind']})", one, groups) for name, one in scores["baselines"].items()]
+    by_kind = sorted(scores["baselines"].items(), key=lambda pair: pair[1]["kind"], reverse=True)
+    rows += [_score_row(f"{name} ({one['kind']})", one, groups) for name, one in by_kind]
     return markdown_table(["", "all questions", "interval", *groups], rows)
 
 
@@ -35,7 +36,8 @@ def inline_png(title: str, content: bytes) -> str:
 
 def inline_curve(title: str, name: str, points: Sequence[tuple[float, float]]) -> str:
     """A curve of (step, value) points as an image inside the text, under its title."""
-    svg = curve(title, [(name, points)]).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    alone = f'<svg xmlns="http://www.w3.org/2000/svg" width="{CURVE_WIDTH}" height="{CURVE_HEIGHT}" '
+    svg = curve(title, [(name, points)]).replace("<svg ", alone, 1)
     head, end, body = svg.partition(">")
     picture = base64.b64encode(f"{head}{end}{CURVE_STYLE}{body}".encode()).decode()
     return f"{title} ({name})\n\n![{title}](data:image/svg+xml;base64,{picture})"

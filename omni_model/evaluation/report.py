@@ -110,8 +110,7 @@ def write_report(
         *[inline_curve(title, what, read_loss(checkpoint)) for title, what, checkpoint in learned],
     ]
     (work.out / MARKDOWN).write_text("\n\n".join(told) + "\n", encoding="utf-8")
-    work.metrics.summary(headline=headline)
-    return {"headline": headline}
+    return {"headline": headline, "meaning": " ".join(meaning_of(found, encoder.weights))}
 
 
 def headline_of(scores: Mapping[str, Any]) -> str:
@@ -217,8 +216,7 @@ def write_smoke_report(
         inline_curve("Training loss", "loss", points),
     ]
     (work.out / MARKDOWN).write_text("\n\n".join(told) + "\n", encoding="utf-8")
-    work.metrics.summary(headline=headline)
-    return {"headline": headline}
+    return {"headline": headline, "meaning": MEMORISED.format(len(captions))}
 
 
 def _caption_card(caption: Mapping[str, str], wav: bytes) -> str:
