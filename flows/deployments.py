@@ -1,7 +1,5 @@
 """The flows as Prefect sees them: `prefect.yaml` points here, and `omni run` calls the same functions."""
 
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from flows import runs
 from flows.planning import plan, plan_markdown
 from flows.recipes import RECIPES, Run
 from omni_model.artifacts import Report
-from omni_model.storage import Store, default_root, open_store
+from omni_model.storage import Store, default_root, fresh_store, open_store
 from tasks.execute import Executor, Listener, Outcome
 from tasks.planner import Step
 from tasks.prefect_adapter import PrefectRunner
@@ -48,13 +46,11 @@ def carry_out(run: Run, listener: Listener) -> Path:
 
     Returns the run's directory, which is gone again after a fresh run.
     """
-    root = run.runtime.store or default_root()
+    store = open_store(run.runtime.store or default_root())
     if not run.runtime.fresh:
-        return _carry_out(run, open_store(root), listener)
-    scratch = tempfile.mkdtemp(prefix="fresh-", dir=open_store(root).root)
-    directory = _carry_out(run, open_store(scratch), listener)
-    shutil.rmtree(scratch)  # only now: after a failure its logs are what one wants to read
-    return directory
+        return _carry_out(run, store, listener)
+    with fresh_store(store) as scratch:
+        return _carry_out(run, scratch, listener)
 
 
 def _carry_out(run: Run, store: Store, listener: Listener) -> Path:

@@ -27,6 +27,16 @@ def nothing_to_do(steps: list[Step]) -> bool:
     return all(step.status == CURRENT for step in steps)
 
 
+def plan_summary(steps: list[Step]) -> str:
+    """The plan in one line."""
+    if nothing_to_do(steps):
+        return "nothing to do"
+    running = [step for step in steps if step.status == WILL_RUN]
+    known_s = sum(step.predicted_s or 0 for step in running)
+    before = f"; they took {seconds(known_s)} before" if known_s else ""
+    return f"{len(running)} of {len(steps)} stages will run{before}"
+
+
 def plan_rows(steps: list[Step]) -> list[list[str]]:
     """Mark, stage, status, key, prediction and reason of every step."""
     return [

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from omni_model.telemetry import Metrics
 DIRECTORY_HEX = 32  # of the key's 64: enough to never collide, short enough to read
 CHECKED = "checked.json"  # the stat of each payload file when it was last hashed
 POLL_S = 0.1
+MIN_FREE_BYTES = 200 * 2**20
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,16 @@ class Store:
         finally:
             lease.release()
 
+    def require_space(self) -> None:
+        """Refuse to start work that the disk cannot hold.
+
+        Raises:
+            BadInput: fewer than 200 MiB are free.
+        """
+        free = shutil.disk_usage(self.root).free
+        if free < MIN_FREE_BYTES:
+            raise BadInput(f"the store {self.root} has {free // 2**20} MiB left; free some or set OMNI_STORE")
+
     def manifests(self, stage: str) -> list[tuple[Path, Manifest]]:
         """Every finished artifact of a stage, newest first."""
         found = list((self.root / stage).glob(f"*/{MANIFEST}"))
@@ -259,6 +271,14 @@ def default_root() -> str:
         return chosen
     checkout = Path(__file__).resolve().parent.parent
     return str((checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs")
+
+
+@contextlib.contextmanager
+def fresh_store(store: Store) -> Iterator[Store]:
+    """An empty store inside another, deleted on success; after a failure its logs are worth reading."""
+    scratch = Path(tempfile.mkdtemp(prefix="fresh-", dir=store.root))
+    yield Store(scratch)
+    shutil.rmtree(scratch)
 
 
 def open_store(root: str) -> Store:

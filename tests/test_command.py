@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows import verbs
 from flows.recipes import RECIPES
 from omni_model.artifacts import Manifest
 from omni_model.config import BadInput, PretrainRecipe
@@ -80,11 +80,11 @@ def costly_step(seconds: float) -> Step:
 
 def test_hours_of_work_are_not_redone_for_changed_code_unasked() -> None:
     with pytest.raises(BadInput, match=r"pretrain_gpt took 2.0 h and model.attention.attend changed; --yes"):
-        cli.guard([costly_step(7200)], "stop", yes=False)
-    cli.guard([costly_step(7200)], "stop", yes=True)
-    cli.guard([costly_step(7200)], "yes", yes=False)
-    cli.guard([costly_step(60)], "stop", yes=False)
-    cli.guard([dataclasses.replace(costly_step(7200), costly=False)], "stop", yes=False)
+        verbs.guard([costly_step(7200)], "stop", yes=False)
+    verbs.guard([costly_step(7200)], "stop", yes=True)
+    verbs.guard([costly_step(7200)], "yes", yes=False)
+    verbs.guard([costly_step(60)], "stop", yes=False)
+    verbs.guard([dataclasses.replace(costly_step(7200), costly=False)], "stop", yes=False)
 
 
 def test_every_recipe_is_deployed_as_a_flow() -> None:
