@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
         return _run(chosen, store, args)
     with fresh_store(store) as scratch:
         runtime = dataclasses.replace(chosen.runtime, store=str(scratch.root), fresh=False)
-        return _run(dataclasses.replace(chosen, runtime=runtime), scratch, args)
+        code = _run(dataclasses.replace(chosen, runtime=runtime), scratch, args)
+    print("that was a fresh run: its store and report are gone again", file=sys.stderr)
+    return code
 
 
 def _run(chosen: recipes.Run, store: Store, args: argparse.Namespace) -> int:
