@@ -1,0 +1,1 @@
+"""Text: the grammar of sounds, tokenizers, conversations, the written corpus, and packing into rows."""
