@@ -104,8 +104,9 @@ class TextRecipe(Recipe):
     """Sentences and questions about sounds, written from the grammar in `omni_model/text/grammar.json`."""
 
     num_documents: int = 24_000
-    letter_share: float = 0.4
-    question_share: float = 0.4
+    letters_share: float = 0.15
+    words_share: float = 0.25
+    questions_share: float = 0.45
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,27 @@ class OverfitRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PretrainRecipe(Recipe):
-    """The text model: next-token prediction on packed documents."""
+    """The text model, lesson after lesson, each opened by the accuracy in the one before.
+
+    `last_lesson_steps` is how long sentences are read once letters are bound, with a falling learning rate;
+    `max_steps` is when to give up. `match_at_start`: keys begin equal to queries, so that a word finds its
+    earlier copy from the first step; without it the first lesson took more than three times as long.
+    """
+
+    may_be_zero = (*Recipe.may_be_zero, "lesson_accuracy", "min_accuracy")
 
     gpt: GptShape = GptShape(n_layer=3, n_embd=96, n_head=3, n_kv_head=3, sequence_len=128)
-    steps: int = 400
-    rows_per_step: int = 16
-    matrix_lr: float = 0.02
+    max_steps: int = 1500
+    last_lesson_steps: int = 400
+    packed_rows_per_step: int = 8
+    exchanges_per_step: int = 24
+    matrix_lr: float = 0.04
+    embedding_lr: float = 0.01
+    unembedding_lr: float = 0.004
     warmup_steps: int = 20
+    lesson_accuracy: float = 0.75
+    min_accuracy: float = 0.98
+    match_at_start: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,7 +184,7 @@ class AlignRecipe(Recipe):
     """Projector only; encoder and GPT stay frozen. 10 frames at 50 Hz are 5 soft tokens a second."""
 
     projector: ProjectorShape = ProjectorShape(stack=10, hidden=256)
-    steps: int = 120
+    steps: int = 400
     rows_per_step: int = 16
     lr: float = 3e-3
     warmup_steps: int = 20
@@ -181,7 +196,7 @@ class LoraRecipe(Recipe):
 
     rank: int = 16
     alpha: int = 32
-    steps: int = 240
+    steps: int = 700
     rows_per_step: int = 16
     lr: float = 2e-3
     projector_lr: float = 1e-3
@@ -266,7 +281,16 @@ class DemoRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Runtime(Recipe):
-    """How to run, never what to make: no field of this class may change a byte of a payload."""
+    """How to run, never what to make: no field of this class may change a byte of a payload.
+
+    Attributes:
+        store: directory of the artifacts; empty means `OMNI_STORE`, else `runs/`.
+        threads: torch threads of each stage's process.
+        parallel_stages: how many stages compute at once.
+        recompute: what to do with a costly result that only changed code made stale: ask, yes or stop.
+        inline: compute in this process; for tests and notebooks.
+        fresh: use a new, empty store that is deleted when the run succeeds; for a nightly smoke.
+    """
 
     choices = {"recompute": ("ask", "yes", "stop")}
 
@@ -276,3 +300,4 @@ class Runtime(Recipe):
     checkpoint_every_s: float = 20.0
     recompute: str = "ask"
     inline: bool = False
+    fresh: bool = False
