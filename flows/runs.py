@@ -39,7 +39,9 @@ def stage_row(step: Step, manifest: Manifest, computed: bool) -> StageRow:
     """What a finished stage came to. `seconds` is the time it took to compute, also when it was reused."""
     values = {**manifest.facts, **manifest.metrics}
     figure = step.stage.figure
-    text = f"{figure.replace('_', ' ')} {_short(values[figure])}" if figure in values else ""
+    text = _short(values[figure]) if figure in values else ""
+    if text and " " not in text:  # a sentence needs no name in front
+        text = f"{figure.replace('_', ' ')} {text}"
     status = "computed" if computed else "reused"
     return StageRow(step.label, manifest.key, status, manifest.timings["seconds"], text, manifest.metrics)
 

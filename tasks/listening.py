@@ -17,7 +17,7 @@ def overfit_captions(recipe: OverfitRecipe, features: FeatureShards) -> Checkpoi
     """Projector and GPT together on five captions; fails unless the loss drops."""
 
 
-@stage("omni_model.training.align:align", packages=("torch", "numpy"), figure="loss")
+@stage("omni_model.training.align:align", packages=("torch", "numpy"), figure="shuffled_audio_gap")
 def align_projector(
     recipe: AlignRecipe,
     gpt: GptCheckpoint,
@@ -28,7 +28,7 @@ def align_projector(
     """The projector, with encoder and GPT frozen."""
 
 
-@stage("omni_model.training.finetune:finetune", packages=("torch", "numpy", "peft"), figure="loss")
+@stage("omni_model.training.finetune:finetune", packages=("torch", "numpy", "peft"), figure="validation_accuracy")
 def finetune_lora(
     recipe: LoraRecipe,
     gpt: GptCheckpoint,

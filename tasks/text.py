@@ -17,6 +17,6 @@ def train_tokenizer(recipe: TokenizerRecipe, text: TextCorpus) -> TokenizerFiles
     """Byte-pair merges learned from the text."""
 
 
-@stage("omni_model.training.pretrain:pretrain", packages=("torch", "numpy"), figure="loss")
+@stage("omni_model.training.pretrain:pretrain", packages=("torch", "numpy"), figure="text_multiple_choice")
 def pretrain_gpt(recipe: PretrainRecipe, text: TextCorpus, tokenizer: TokenizerFiles) -> GptCheckpoint:
     """The GPT, from random weights, on text."""
