@@ -28,7 +28,9 @@ def align_projector(
     """The projector, with encoder and GPT frozen."""
 
 
-@stage("omni_model.training.finetune:finetune", packages=("torch", "numpy", "peft"), figure="validation_accuracy")
+@stage(
+    "omni_model.training.finetune:finetune", packages=("torch", "numpy", "peft"), figure="validation_accuracy"
+)
 def finetune_lora(
     recipe: LoraRecipe,
     gpt: GptCheckpoint,
