@@ -219,7 +219,9 @@ class Store:
         (directory / CHECKED).unlink(missing_ok=True)
         shutil.rmtree(directory / "out", ignore_errors=True)
         (directory / "out").mkdir(parents=True)
-        (directory / "partial").mkdir(exist_ok=True)
+        if not (directory / "partial").exists():  # nothing to continue: the curves begin anew
+            (directory / "partial").mkdir()
+            (directory / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def damages(directory: Path, manifest: Manifest, *, trust: bool) -> list[Damage]:

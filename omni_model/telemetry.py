@@ -45,11 +45,6 @@ def read_progress(path: Path) -> dict[str, float] | None:
     return None
 
 
-def read_curve(path: Path) -> list[dict[str, float]]:
-    """Every line of a `metrics.jsonl`, oldest first."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as Markdown; a bar inside a cell would end it, so it becomes a slash."""
     lines = [head, ["---"] * len(head), *rows]
