@@ -31,10 +31,11 @@ def plan_summary(steps: list[Step]) -> str:
     """The plan in one line."""
     if nothing_to_do(steps):
         return "nothing to do"
-    running = [step for step in steps if step.status == WILL_RUN]
-    known_s = sum(step.predicted_s or 0 for step in running)
-    before = f"; they took {seconds(known_s)} before" if known_s else ""
-    return f"{len(running)} of {len(steps)} stages will run{before}"
+    running, open_still = (sum(step.status == status for step in steps) for status in (WILL_RUN, UNDECIDED))
+    follow = f", {open_still} more unless their inputs come out the same" if open_still else ""
+    known_s = sum(step.predicted_s or 0 for step in steps if step.status != CURRENT)
+    before = f"; all of them took {seconds(known_s)} before" if known_s else ""
+    return f"{running} of {len(steps)} stages will run{follow}{before}"
 
 
 def plan_rows(steps: list[Step]) -> list[list[str]]:

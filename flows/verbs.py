@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flows import recipes, runs
 from flows.planning import nothing_to_do, plan, plan_rows, plan_summary, seconds, text_table
+from omni_model.artifacts import Manifest
 from omni_model.config import BadInput
 from omni_model.plain import nearest
 from omni_model.storage import Store, damages, default_root, fresh_store, open_store
@@ -132,24 +133,24 @@ def why(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     """`omni verify`."""
     store = open_store(default_root())
-    artifacts = [found for name in sorted(REGISTRY) for found in store.manifests(name)]
-    damaged = {directory: damages(directory, manifest, trust=False) for directory, manifest in artifacts}
-    found = [damage for each in damaged.values() for damage in each]
+    artifacts = [directory for name in sorted(REGISTRY) for directory in store.artifacts(name)]
+    found = {str(directory): _damage(directory) for directory in artifacts}
+    damaged = [sentence for sentences in found.values() for sentence in sentences]
     if args.json:
-        rows = [
-            {
-                "artifact": str(directory),
-                "damaged": [{"path": str(d.path), "problem": d.problem} for d in each],
-            }
-            for directory, each in damaged.items()
-        ]
-        print(json.dumps(rows, indent=1))
-    elif found:
-        print(*found, sep="\n")
-        print(f"\n{len(found)} damaged; the next omni run makes exactly those stages again")
+        print(json.dumps([{"artifact": name, "damaged": each} for name, each in found.items()], indent=1))
+    elif damaged:
+        print(*damaged, sep="\n")
+        print(f"\n{len(damaged)} damaged; the next omni run makes exactly those stages again")
     else:
         print(f"{len(artifacts)} artifacts in {store.root}, every byte as it was made")
-    return FAILED if found else DONE
+    return FAILED if damaged else DONE
+
+
+def _damage(directory: Path) -> list[str]:
+    try:
+        return [str(damage) for damage in damages(directory, Manifest.read(directory), trust=False)]
+    except BadInput as error:
+        return [str(error)]
 
 
 def ui(args: argparse.Namespace) -> int:

@@ -190,11 +190,19 @@ class Store:
         if free < MIN_FREE_BYTES:
             raise BadInput(f"the store {self.root} has {free // 2**20} MiB left; free some or set OMNI_STORE")
 
-    def manifests(self, stage: str) -> list[tuple[Path, Manifest]]:
-        """Every finished artifact of a stage, newest first."""
+    def artifacts(self, stage: str) -> list[Path]:
+        """The directory of every finished artifact of a stage, newest first."""
         found = list((self.root / stage).glob(f"*/{MANIFEST}"))
         found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        return [(path.parent, Manifest.read(path.parent)) for path in found]
+        return [path.parent for path in found]
+
+    def manifests(self, stage: str) -> list[Manifest]:
+        """The manifests of a stage that this version can read, newest first."""
+        readable = []
+        for directory in self.artifacts(stage):
+            with contextlib.suppress(BadInput):
+                readable.append(Manifest.read(directory))
+        return readable
 
     def find(self, stage: str, key: str) -> Manifest | None:
         """The manifest of a finished artifact, whole or damaged, or None.

@@ -90,7 +90,11 @@ class Planner:
     def steps(self) -> list[Step]:
         """Every step in order, labelled: a stage used twice is told apart by its first input."""
         uses = Counter(step.stage.name for step in self._steps)
-        return [labelled(step, uses[step.stage.name] > 1) for step in self._steps]
+        labels = {id(step): label(step, uses[step.stage.name] > 1) for step in self._steps}
+        return [
+            dataclasses.replace(step, label=labels[id(step)], why=step.why or _waits(step, labels))
+            for step in self._steps
+        ]
 
     def _plan(self, stage: Stage, recipe: Any, inputs: tuple[Step, ...]) -> Step:
         stage.check(recipe, tuple(step.stage.makes for step in inputs))
@@ -111,11 +115,10 @@ class Planner:
 
     def _plan_unkeyed(self, stage: Stage, recipe: Any, inputs: tuple[Step, ...], identity: Identity) -> Step:
         """An input will be made anew: if nothing else changed, equal bytes would make this stage current."""
-        waits = tuple(f"waits for {step.stage.name}" for step in inputs if step.status != CURRENT)
         own = without_inputs(identity.components)
-        for _, manifest in self._store.manifests(stage.name):
+        for manifest in self._store.manifests(stage.name):
             if without_inputs(manifest.components) == own:
-                return Step(stage, recipe, inputs, UNDECIDED, waits, None, manifest)
+                return Step(stage, recipe, inputs, UNDECIDED, (), None, manifest)
         why, nearest = self._explain(stage, identity, ignore_inputs=True)
         return Step(stage, recipe, inputs, WILL_RUN, why, None, nearest)
 
@@ -125,7 +128,7 @@ class Planner:
         """How this key differs from the nearest earlier result's."""
         nearest: Manifest | None = None
         fewest: list[str] = []
-        for _, manifest in self._store.manifests(stage.name):
+        for manifest in self._store.manifests(stage.name):
             old = manifest.components | ({"inputs": identity.components["inputs"]} if ignore_inputs else {})
             words = differences(old, identity.components)
             if nearest is None or len(words) < len(fewest):
@@ -137,10 +140,15 @@ class Planner:
         return tuple(fewest) or ("not in this store any more",), nearest
 
 
-def labelled(step: Step, used_twice: bool) -> Step:
-    """The step with the name that the tables show."""
-    label = step.stage.name
-    if used_twice and step.inputs:
-        subject = re.sub(r"^[a-z]+_", "", step.inputs[0].stage.name)
-        label = f"{label}:{subject}"
-    return dataclasses.replace(step, label=label)
+def label(step: Step, used_twice: bool) -> str:
+    """The name that the tables show: `extract_features:speech` where features are extracted twice."""
+    if not (used_twice and step.inputs):
+        return step.stage.name
+    subject = re.sub(r"^[a-z]+_", "", step.inputs[0].stage.name)
+    return f"{step.stage.name}:{subject}"
+
+
+def _waits(step: Step, labels: dict[int, str]) -> tuple[str, ...]:
+    """Why a step is undecided: which of its inputs will be made anew, or may be."""
+    open_inputs = [labels[id(source)] for source in step.inputs if source.status != CURRENT]
+    return (f"waits for {', '.join(open_inputs)}",) if open_inputs else ()
