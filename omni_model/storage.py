@@ -161,12 +161,20 @@ class Store:
         return self.root / stage / key[:DIRECTORY_HEX]
 
     @contextlib.contextmanager
-    def lease(self, stage: str, key: str, purpose: str, waiting: Callable[[str], None]) -> Iterator[Lease]:
+    def lease(
+        self,
+        stage: str,
+        key: str,
+        purpose: str,
+        waiting: Callable[[str], None],
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Lease]:
         """Hold the right to write one artifact; while another process has it, wait.
 
         Args:
             purpose: what to tell others who wait.
             waiting: called once with the holder, in words, when it has to wait.
+            given_up: asked while it waits; True ends the wait with InterruptedError.
         """
         lease = KernelLease(self.root / ".locks" / f"{stage}-{key[:DIRECTORY_HEX]}")
         try:
@@ -175,6 +183,8 @@ class Store:
                 if not told:
                     waiting(lease.holder())
                     told = True
+                if given_up():
+                    raise InterruptedError(f"{stage} was given up while it waited")
                 time.sleep(POLL_S)
             yield lease
         finally:

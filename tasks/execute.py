@@ -109,6 +109,7 @@ class Executor:
             identity.key,
             purpose=f"omni run, {label}",
             waiting=lambda holder: self._listener.waiting(label, holder),
+            given_up=self._stopped.is_set,
         )
 
     def _compute(
@@ -121,6 +122,8 @@ class Executor:
         lease: Lease,
     ) -> Outcome:
         directory = self._store.directory(stage.name, identity.key)
+        if self._stopped.is_set():
+            raise StageFailed(f"{label} was stopped before it began")
         self._store.clear(directory)
         job = Job(
             stage=stage.name,

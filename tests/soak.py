@@ -1,11 +1,13 @@
 """Kills at random: `python -m tests.soak [--kills N] [--seed S]`. CI does not run this.
 
 Runs the small demo from an empty store and, again and again at random moments, kills either the command or
-the process of a stage with SIGKILL; then lets it finish, and compares every payload with those of a run that
-nobody disturbed.
+the process of a stage with SIGKILL until nothing is left to compute; then compares every payload with those
+of a run that nobody disturbed, and begins with a new store.
 """
 
 import argparse
+import contextlib
+import itertools
 import os
 import random
 import signal
@@ -39,46 +41,52 @@ def stages(store: Path) -> list[int]:
 
 
 def disturb(store: Path, rng: random.Random) -> str:
-    """Start the run, kill something after a random while, and say what."""
+    """Start the run, kill something after a random while, and say what; nothing if it ended by itself."""
     run = start(store)
     time.sleep(rng.uniform(0, LONGEST_WAIT_S))
+    if run.poll() is not None:
+        return ""
     victims = stages(store)
+    victim, what = run.pid, "the command"
     if victims and rng.random() < 0.5:
         victim, what = rng.choice(victims), "a stage"
-    else:
-        victim, what = run.pid, "the command"
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(victim, signal.SIGKILL)
-    except ProcessLookupError:
-        what = "nothing, it had ended"
     run.wait()
     time.sleep(0.5)
-    left = processes_on(store)
-    return what if not left else f"{what}, and {len(left)} processes stayed behind"
+    left = len(processes_on(store))
+    return f"{what}, and {left} processes stayed behind" if left else what
 
 
 def main() -> int:
-    """Disturb, finish, compare. Returns 0 if nothing differs."""
+    """Disturb until nothing is left to compute, compare, begin again. Returns 0 if nothing ever differed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    kills, bad = 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        quiet, disturbed = Path(scratch) / "quiet", Path(scratch) / "disturbed"
-        start(quiet).wait()
-        for number in range(arguments.kills):
-            told = disturb(disturbed, rng)
-            finished = len(list(disturbed.glob("*/*/manifest.json")))
-            print(f"kill {number + 1}: {told}; {finished} stages finished", flush=True)
-        code = start(disturbed).wait()
-        differing = {n for n, _ in set(payloads(quiet).items()) ^ set(payloads(disturbed).items())}
-    print(
-        f"last run ended with code {code}; {len(differing)} payload files differ",
-        *sorted(differing),
-        sep="\n  ",
-    )
-    return int(code != 0 or bool(differing))
+        start(Path(scratch) / "quiet").wait()
+        expected = payloads(Path(scratch) / "quiet")
+        for number in itertools.count():
+            store = Path(scratch) / f"disturbed-{number}"
+            while kills < arguments.kills and (told := disturb(store, rng)):
+                kills += 1
+                bad += "stayed behind" in told
+                finished = len(list(store.glob("*/*/manifest.json")))
+                print(f"kill {kills}: {told}; {finished} stages finished", flush=True)
+            code = start(store).wait()
+            differing = {name for name, _ in set(expected.items()) ^ set(payloads(store).items())}
+            print(
+                f"ended with code {code}; {len(differing)} payload files differ",
+                *sorted(differing),
+                sep="\n  ",
+            )
+            bad += bool(code or differing)
+            if kills >= arguments.kills:
+                return int(bool(bad))
+    return 1
 
 
 if __name__ == "__main__":

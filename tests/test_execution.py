@@ -210,6 +210,26 @@ def test_two_runs_compute_once_and_a_killed_holder_blocks_nobody(store: Store) -
     assert make(store, SLOW).computed is False
 
 
+def test_a_stopped_waiter_waits_no_longer(store: Store) -> None:
+    holder = run_elsewhere(store, 1000)
+    wait_until(lambda: len(list(store.root.glob("little_text/*/partial/lines"))) > 0)
+    heard, ended = Heard(), threading.Event()
+    run = executor(store, heard)
+
+    def wait() -> None:
+        with pytest.raises(InterruptedError):
+            run.make(TEXT, SLOW, (), "little_text")
+        ended.set()
+
+    threading.Thread(target=wait).start()
+    wait_until(lambda: len(heard.events) > 0)
+    run.stop()
+    assert ended.wait(timeout=1)
+    assert holder.poll() is None
+    holder.kill()
+    holder.wait()
+
+
 def test_a_waiter_takes_what_the_holder_made(store: Store) -> None:
     holder = run_elsewhere(store, 1000)
     wait_until(lambda: len(list(store.root.glob("little_text/*/partial/lines"))) > 0)
