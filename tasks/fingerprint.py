@@ -83,8 +83,11 @@ def read_module(source: str) -> Module:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             module.imports.update(_bindings(node))
             continue
-        for name in _defined_names(node) or [BODY]:
+        names = _defined_names(node)
+        for name in names or [BODY]:
             _add(module.symbols.setdefault(name, Symbol()), node)
+        if not names:  # an import inside `if` or `try` binds a name for the whole module
+            module.imports.update(module.symbols[BODY].imports)
     return module
 
 
@@ -122,6 +125,8 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 def _bindings(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    if any(alias.name == "*" for alias in node.names):
+        raise ValueError(f"line {node.lineno}: import names, not *, so that it can be seen which are used")
     if isinstance(node, ast.ImportFrom):
         return {alias.asname or alias.name: f"{node.module}:{alias.name}" for alias in node.names}
     return {

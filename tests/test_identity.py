@@ -140,6 +140,26 @@ def test_statements_that_run_at_import_count(package: Path) -> None:
     assert "audio.gains.(module)" in fingerprint(package)
 
 
+def test_an_import_inside_a_condition_counts(package: Path) -> None:
+    gains = package / "omni_model" / "audio" / "gains.py"
+    text = gains.read_text().replace("return TABLE[name]", "return TABLE[name] * shape()")
+    gains.write_text(
+        "try:\n    from omni_model.audio.late import shape\nexcept ImportError:\n    pass\n" + text
+    )
+    edit(package / "omni_model" / "audio" / "stage.py", " * shape()", "")
+    assert "audio.late.shape" in fingerprint(package)
+
+
+def test_a_star_import_is_refused(package: Path) -> None:
+    edit(
+        package / "omni_model" / "audio" / "late.py",
+        "def shape",
+        "from omni_model.audio.units import *\n\n\ndef shape",
+    )
+    with pytest.raises(ValueError, match=r"late.py: line 1: import names, not \*"):
+        fingerprint(package)
+
+
 def test_a_data_file_must_be_named_literally(package: Path) -> None:
     edit(package / "omni_model" / "audio" / "stage.py", 'with_name("words.json")', "with_name(name)")
     with pytest.raises(ValueError, match="name the file next to the code literally"):
