@@ -96,7 +96,7 @@ def provenance(rows: list[StageRow], wall_s: float) -> str:
         f"<p>{len(rows)} stages, {wall_s:.0f} s of wall time. Seconds are the time each stage took to "
         "compute, also where an earlier result was reused.</p>"
         "<div class=scroll><table>"
-        "<thead><tr><th>stage</th><th></th><th>time</th><th>figure</th><th>key</th></tr>"
+        "<thead><tr><th>stage</th><th>status</th><th>time</th><th>figure</th><th>key</th></tr>"
         f"</thead><tbody>{lines}</tbody></table></div></section>"
     )
 
@@ -137,7 +137,7 @@ def verdict(directory: Path) -> str:
     return f"{summary['headline']}\n{textwrap.fill(summary['meaning'], VERDICT_COLUMNS)}"
 
 
-TABLE_HEAD = ["stage", "", "seconds", "figure"]
+TABLE_HEAD = ["stage", "status", "seconds", "figure"]
 
 
 def rows_markdown(rows: list[StageRow]) -> str:
