@@ -20,6 +20,10 @@ def tell(line: str) -> None:
     sys.stderr.flush()
 
 
+def _how(outcome: Outcome) -> str:
+    return f"computed in {seconds(outcome.manifest.timings['seconds'])}" if outcome.computed else "reused"
+
+
 class PlainDisplay:
     """A line when a stage starts, waits or ends: for pipes, logs and CI."""
 
@@ -38,12 +42,7 @@ class PlainDisplay:
     def finished(self, label: str, outcome: Outcome) -> None:
         if label not in self._told:
             self._told.add(label)
-            took = (
-                f"computed in {seconds(outcome.manifest.timings['seconds'])}"
-                if outcome.computed
-                else "reused"
-            )
-            tell(f"{label}: {took}")
+            tell(f"{label}: {_how(outcome)}")
 
 
 class LiveDisplay(PlainDisplay):
@@ -68,9 +67,8 @@ class LiveDisplay(PlainDisplay):
         self._progress[label] = progress
 
     def finished(self, label: str, outcome: Outcome) -> None:
-        took = seconds(outcome.manifest.timings["seconds"])
         self._begun.pop(label, None)
-        self._set(label, MARKS[CURRENT], f"computed in {took}" if outcome.computed else "reused")
+        self._set(label, MARKS[CURRENT], _how(outcome))
 
     def _set(self, label: str, mark: str, text: str) -> None:
         with self._lock:
@@ -83,10 +81,11 @@ class LiveDisplay(PlainDisplay):
             return "\n".join(f" {self._marks[k]} {k.ljust(width)}  {self._line(k)}" for k in self._texts)
 
     def _line(self, label: str) -> str:
-        if label not in self._begun:
+        begun = self._begun.get(label)
+        if begun is None:
             return self._texts[label]
-        elapsed = f"{time.monotonic() - self._begun[label]:4.0f} s"
-        progress = dict(self._progress.get(label, {}))
+        elapsed = f"{time.monotonic() - begun:4.0f} s"
+        progress = self._progress.get(label, {})
         if not progress.get("total"):
             return f"{elapsed}  {self._texts[label]}"
         share = progress["step"] / progress["total"]

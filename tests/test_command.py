@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from flows import verbs
-from flows.recipes import RECIPES
+from flows.display import LiveDisplay
+from flows.planning import plan
+from flows.recipes import RECIPES, resolve
 from omni_model.artifacts import Manifest
 from omni_model.config import BadInput, PretrainRecipe
+from omni_model.storage import open_store
 from tasks.planner import WILL_RUN, Step
 from tasks.prefect_server import embedded_server, free_port, is_healthy, use_settings
 from tasks.stage import REGISTRY
@@ -68,6 +71,18 @@ def test_doctor_looks_at_everything(tmp_path: Path) -> None:
     assert {"Prefect server", "encoder weights"} <= set(found)
     assert found["store"]["found"].startswith(str(tmp_path))
     assert done.returncode == (0 if all(check["good"] for check in found.values()) else 1)
+
+
+def test_the_live_display_has_one_line_a_stage(tmp_path: Path) -> None:
+    steps, _ = plan(resolve("smoke", []), open_store(str(tmp_path)))
+    shown = LiveDisplay(steps)
+    shown.started("make_encoder")
+    shown.progressed("make_encoder", {"time": 1.0, "step": 5, "total": 10, "loss": 0.5})
+    shown.waiting("synthesize_sines", "process 7")
+    lines = shown.lines().splitlines()
+    assert [line.split()[1] for line in lines] == [step.label for step in steps]
+    assert "waiting, held by process 7" in lines[0]
+    assert " 50%  loss 0.5" in lines[1]
 
 
 def costly_step(seconds: float) -> Step:
@@ -163,8 +178,6 @@ def test_the_ui_opens_on_any_port_with_relative_addresses(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_embedded_server_ends_with_its_parent(tmp_path: Path) -> None:
-    from omni_model.storage import open_store
-
     use = [sys.executable, "-c", SERVER_SCRIPT, str(tmp_path)]
     parent = subprocess.Popen(use, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
