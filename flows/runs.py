@@ -4,6 +4,7 @@
 nothing to do writes neither: it points `latest` back at the record that already tells it.
 """
 
+import contextlib
 import html
 import json
 import os
@@ -152,7 +153,7 @@ def rows_markdown(rows: list[StageRow]) -> str:
 def find_record(store: Store, recipe: str, keys: list[str]) -> Path | None:
     """The newest recorded run of a recipe with exactly these stage keys."""
     for path in sorted((store.root / "runs").glob(f"*-{recipe}-*/summary.json"), reverse=True):
-        summary = json.loads(path.read_text())
-        if [stage["key"] for stage in summary["stages"]] == keys:
-            return path.parent
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged record tells nothing
+            if [stage["key"] for stage in json.loads(path.read_text())["stages"]] == keys:
+                return path.parent
     return None

@@ -140,7 +140,7 @@ def verify(args: argparse.Namespace) -> int:
         print(json.dumps([{"artifact": name, "damaged": each} for name, each in found.items()], indent=1))
     elif damaged:
         print(*damaged, sep="\n")
-        print(f"\n{len(damaged)} damaged; the next omni run makes exactly those stages again")
+        print(f"\n{len(damaged)} damaged; the next omni run makes exactly these stages again")
     else:
         print(f"{len(artifacts)} artifacts in {store.root}, every byte as it was made")
     return FAILED if damaged else DONE
@@ -158,6 +158,7 @@ def ui(args: argparse.Namespace) -> int:
     from tasks import prefect_server
 
     store = open_store(default_root())
+    prefect_server.require_port(args.port)
     if (live := prefect_server.live_ui(store.root)) is not None:
         raise BadInput(f"this store's UI is already open at {live.removesuffix('/api')}")
     prefect_server.use_settings(store.root)

@@ -68,6 +68,10 @@ def hash_payload(out: Path) -> list[PayloadFile]:
     ]
 
 
+class DamagedManifest(BadInput):
+    """A `manifest.json` that cannot be read: its artifact counts as unfinished."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What was made, from what, and what it measured. Everything but the payload files may vary freely."""
@@ -98,7 +102,8 @@ class Manifest:
 
         Raises:
             FileNotFoundError: the artifact is not finished.
-            BadInput: the file is not a manifest of this schema.
+            DamagedManifest: the file is not a manifest.
+            BadInput: it is one of another schema, which is never guessed at.
         """
         path = directory / MANIFEST
         text = path.read_text()
@@ -106,7 +111,7 @@ class Manifest:
             plain = json.loads(text)
             found = plain["schema"]
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise BadInput(f"{path} is not a manifest; delete {directory} to have it made again") from None
+            raise DamagedManifest(f"{path} is not a manifest; the stage will be made again") from None
         if found != SCHEMA:
             raise BadInput(
                 f"{path} has schema {found} and this version reads schema {SCHEMA}; "

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omni_model import config
-from omni_model.artifacts import MANIFEST, Artifact, Manifest, sha256_file, write_atomically
+from omni_model.artifacts import (
+    MANIFEST,
+    Artifact,
+    DamagedManifest,
+    Manifest,
+    sha256_file,
+    write_atomically,
+)
 from omni_model.config import BadInput, Runtime
 from omni_model.plain import from_plain, to_plain
 from omni_model.telemetry import Metrics
@@ -215,7 +222,7 @@ class Store:
         return readable
 
     def find(self, stage: str, key: str) -> Manifest | None:
-        """The manifest of a finished artifact, whole or damaged, or None.
+        """The manifest of a finished artifact, its payload whole or damaged, or None.
 
         Raises:
             BadInput: the directory belongs to another key or an unknown schema.
@@ -223,7 +230,7 @@ class Store:
         directory = self.directory(stage, key)
         try:
             manifest = Manifest.read(directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, DamagedManifest):
             return None
         if manifest.key != key:
             raise BadInput(

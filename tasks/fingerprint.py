@@ -276,7 +276,7 @@ class CodeBase:
         try:
             memo = json.loads(self._memo.read_text()) if self._memo else {}
             return dict(memo["modules"]) if memo["walker"] == _stamp(Path(__file__)) else {}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):  # a memo only saves time
             return {}
 
     def _save_memo(self) -> None:

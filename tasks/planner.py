@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from omni_model.artifacts import Manifest
+from omni_model.artifacts import MANIFEST, Manifest
 from omni_model.storage import Store, damages
 from tasks.identity import Identifier, Identity, differences, only_code_changed, without_inputs
 from tasks.stage import H, P, Stage, stage_of
@@ -133,7 +133,10 @@ class Planner:
             words = differences(old, identity.components)
             if nearest is None or len(words) < len(fewest):
                 nearest, fewest = manifest, words
-        if (self._store.directory(stage.name, identity.key) / "partial").exists():
+        directory = self._store.directory(stage.name, identity.key)
+        if (directory / MANIFEST).exists():
+            return (f"damaged: {directory / MANIFEST} cannot be read",), nearest
+        if (directory / "partial").exists():
             return ("continues an unfinished run",), nearest
         if nearest is None:
             return ("never run",), None

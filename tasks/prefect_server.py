@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omni_model.artifacts import write_atomically
+from omni_model.config import BadInput
 from omni_model.storage import Store
 
 STARTUP_TIMEOUT_S = 120  # migrations of a new database on a loaded two-core machine take a while
@@ -66,6 +67,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def require_port(port: int) -> None:
+    """Refuse a port that cannot be listened on.
+
+    Raises:
+        BadInput: not a port, taken, or not allowed.
+    """
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a port"
+        raise BadInput(f"cannot listen on port {port} ({reason}); choose another with --port") from None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,18 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     done = omni(tmp_path, "run", "smoke", PREFECT_API_URL=url)
     assert done.returncode == 2
     assert f"no Prefect server answers at PREFECT_API_URL {url}" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["99999", "taken"])
+def test_a_port_that_cannot_be_opened_is_refused(tmp_path: Path, port: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1]) if port == "taken" else port
+        done = omni(tmp_path, "ui", "--port", port)
+    assert done.returncode == 2
+    assert f"cannot listen on port {port}" in done.stderr
+    assert "choose another with --port" in done.stderr
 
 
 def test_doctor_looks_at_everything(tmp_path: Path) -> None:

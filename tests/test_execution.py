@@ -243,9 +243,16 @@ def test_another_schema_is_refused_by_name(store: Store) -> None:
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(BadInput, match=r"manifest.json has schema 2 and this version reads schema 1"):
         make(store)
+
+
+def test_a_manifest_that_cannot_be_read_is_damage(store: Store) -> None:
+    made = make(store)
+    path = store.directory("little_text", made.manifest.key) / "manifest.json"
     path.write_text("{")
-    with pytest.raises(BadInput, match="is not a manifest; delete"):
-        make(store)
+    status, why = chain(store, QUICK)[0]
+    assert (status, why) == (WILL_RUN, f"damaged: {path} cannot be read")
+    assert make(store).handle == made.handle
+    assert chain(store, QUICK)[0] == (CURRENT, "")
 
 
 def test_a_handle_of_another_kind_is_refused(store: Store) -> None:
