@@ -40,6 +40,9 @@ class LogListener:
     def finished(self, label: str, outcome: Outcome) -> None:
         get_run_logger().info("%s is %s", label, "computed" if outcome.computed else "reused")
 
+    def failed(self, label: str, error: Exception) -> None:
+        get_run_logger().error("%s", error)
+
 
 def carry_out(run: Run, listener: Listener) -> Path:
     """Run a flow inside a Prefect flow run and show its plan, figures and report in the UI.

@@ -44,6 +44,9 @@ class PlainDisplay:
             self._told.add(label)
             tell(f"{label}: {_how(outcome)}")
 
+    def failed(self, label: str, error: Exception) -> None:
+        tell(f"{label}: failed")
+
 
 class LiveDisplay(PlainDisplay):
     """One line per stage, redrawn in place."""
@@ -69,6 +72,10 @@ class LiveDisplay(PlainDisplay):
     def finished(self, label: str, outcome: Outcome) -> None:
         self._begun.pop(label, None)
         self._set(label, MARKS[CURRENT], _how(outcome))
+
+    def failed(self, label: str, error: Exception) -> None:
+        self._begun.pop(label, None)
+        self._set(label, "✗", "failed; waiting for what is still running")
 
     def _set(self, label: str, mark: str, text: str) -> None:
         with self._lock:

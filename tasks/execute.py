@@ -51,6 +51,9 @@ class Listener(Protocol):
     def finished(self, label: str, outcome: Outcome) -> None:
         """The artifact is there."""
 
+    def failed(self, label: str, error: Exception) -> None:
+        """The stage failed; nothing else is begun after that."""
+
 
 class Executor:
     """Runs stages; one per run, shared by its threads."""
@@ -63,6 +66,7 @@ class Executor:
         self._slots = threading.BoundedSemaphore(runtime.parallel_stages)
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
+        self.failure: Exception | None = None  # the first stage's that failed
 
     def identify(self, stage: Stage, recipe: Any, inputs: tuple[Artifact, ...]) -> Identity:
         """The stage's key for these finished inputs."""
@@ -93,7 +97,7 @@ class Executor:
             with self._lease(stage, identity, label) as lease, self._slots:
                 outcome = self.find(stage, identity.key)  # another process may just have made it
                 if outcome is None:
-                    outcome = self._compute(stage, recipe, inputs, identity, label, lease)
+                    outcome = self._attempt(stage, recipe, inputs, identity, label, lease)
         self._listener.finished(label, outcome)
         return outcome
 
@@ -112,6 +116,24 @@ class Executor:
             given_up=self._stopped.is_set,
         )
 
+    def _attempt(
+        self,
+        stage: Stage,
+        recipe: Any,
+        inputs: tuple[Artifact, ...],
+        identity: Identity,
+        label: str,
+        lease: Lease,
+    ) -> Outcome:
+        if self._stopped.is_set() or self.failure is not None:
+            raise StageFailed(f"{label} was not begun, because the run had ended")
+        try:
+            return self._compute(stage, recipe, inputs, identity, label, lease)
+        except Exception as error:
+            self.failure = self.failure or error
+            self._listener.failed(label, error)
+            raise
+
     def _compute(
         self,
         stage: Stage,
@@ -122,8 +144,6 @@ class Executor:
         lease: Lease,
     ) -> Outcome:
         directory = self._store.directory(stage.name, identity.key)
-        if self._stopped.is_set():
-            raise StageFailed(f"{label} was stopped before it began")
         self._store.clear(directory)
         job = Job(
             stage=stage.name,

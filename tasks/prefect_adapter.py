@@ -121,6 +121,8 @@ class PrefectRunner:
         """
         for _, future in self._futures:
             future.wait()
+        if self._executor.failure is not None:
+            raise self._executor.failure
         for _, future in self._futures:
             if future.state.is_failed() or future.state.is_crashed():  # not those whose input failed
                 future.result()

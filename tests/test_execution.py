@@ -59,6 +59,9 @@ class Heard:
     def finished(self, label: str, outcome: Outcome) -> None:
         self.events.append(("computed" if outcome.computed else "reused", label))
 
+    def failed(self, label: str, error: Exception) -> None:
+        self.events.append(("failed", label))
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -154,6 +157,19 @@ def test_a_failure_is_one_sentence_and_leaves_nothing_finished(store: Store) -> 
     with pytest.raises(BadInput, match="little_text: 13 is refused; choose another vocab_size"):
         make(store, TokenizerRecipe(vocab_size=13))
     assert not list(store.root.glob("little_text/*/manifest.json"))
+
+
+def test_nothing_begins_after_a_failure(store: Store) -> None:
+    heard = Heard()
+    run = executor(store, heard)
+    made = run.make(TEXT, QUICK, (), "first")
+    with pytest.raises(StageFailed, match="14 goes wrong"):
+        run.make(TEXT, TokenizerRecipe(vocab_size=14), (), "second")
+    with pytest.raises(StageFailed, match="third was not begun, because the run had ended"):
+        run.make(TEXT, TokenizerRecipe(vocab_size=5), (), "third")
+    assert str(run.failure).startswith("second failed: 14 goes wrong")
+    assert ("failed", "second") in heard.events
+    assert run.make(TEXT, QUICK, (), "first").handle == made.handle  # what is there can still be had
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
