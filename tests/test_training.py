@@ -302,7 +302,7 @@ def test_logging_and_stopping(tmp_path: Path) -> None:
     assert [line["step"] for line in losses] == [2, 4, 5]
     assert [line["step"] for line in recorder.lines if "phase" in line] == [2, 4]
     objective.finished = lambda: True  # type: ignore[method-assign]
-    assert train(objective, steps=100, partial=tmp_path, metrics=Recorder()) == 5
+    assert train(objective, steps=100, partial=tmp_path, metrics=Recorder()).steps == 5
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_reason(tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ a wrong option, about equally often. No clip is used twice in one category.
 
 - Not open understanding: the vocabulary is closed, the same kinds of labels are taught in training.
 - Not real people or real rooms: every voice and every sound is synthetic.
+- Not always an unheard kind of voice: the one croaking voice is new to the test by its accent alone.
 - Not yet hard: no emotion, no conflict between words and tone, no question that needs reasoning.
 - Not a part of, and not comparable with, AudioLLMs/AudioBench, MMAU or any other public benchmark.
 - At first, not answerable above chance: while the encoder has random weights, a score near 25 % is expected.

@@ -19,7 +19,6 @@ from omni_model.model.weights import load_gpt, save_projector
 from omni_model.storage import Workspace
 from omni_model.text.conversation import Exchange
 from omni_model.text.tokenizer import load_tokenizer
-from omni_model.training.curve import LossCurve
 from omni_model.training.listening import (
     Classroom,
     Clip,
@@ -60,7 +59,7 @@ def align(
     listener = OmniModel(model, projector)
     classroom = Classroom(features, "train", words)
     objective = Alignment(recipe, listener, classroom, work.seed)
-    steps = train(
+    curve = train(
         objective,
         steps=recipe.steps,
         partial=work.partial,
@@ -72,17 +71,17 @@ def align(
     validation = Classroom(features, "validation", words)
     own, other = caption_losses(listener, validation, work.seed)
     work.metrics.summary(
-        loss=objective.curve.tail_mean(),
+        loss=curve.tail_mean(),
         validation_accuracy=choice_accuracy(listener, validation, work.seed),
         validation_caption_loss=own,
         shuffled_audio_gap=round(other - own, 4),
         audio_text_rms_ratio=loudness_ratio(listener, validation, work.seed),
     )
     save_projector(projector, work.out)
-    objective.curve.write(work.out)
+    curve.write(work.out)
     parameters = sum(p.numel() for p in projector.parameters())
     facts = {"input_width": features.width, "n_embd": model.config.n_embd}
-    return {"num_parameters": parameters, "steps": steps, **facts}
+    return {"num_parameters": parameters, "steps": curve.steps, **facts}
 
 
 class Alignment(Objective):
@@ -93,7 +92,6 @@ class Alignment(Objective):
     def __init__(self, recipe: AlignRecipe, model: OmniModel, classroom: Classroom, seed: int) -> None:
         self.recipe, self.model, self.classroom, self.seed = recipe, model, classroom, seed
         self.optimizer = plain_adamw(model.projector.parameters(), recipe.lr)
-        self.curve = LossCurve()
 
     def tensors(self) -> Mapping[str, Tensor]:
         return dict(self.model.projector.named_parameters())
@@ -103,15 +101,7 @@ class Alignment(Objective):
 
     def loss(self, step: int) -> Tensor:
         batch = self.classroom.training_batch(step, self.recipe.rows_per_step, self.seed, any_asking)
-        loss = batch.loss(self.model)
-        self.curve.add(loss)
-        return loss
-
-    def state(self) -> dict[str, list[float]]:
-        return {"curve": self.curve.values()}
-
-    def restore(self, state: dict[str, list[float]]) -> None:
-        self.curve.restore(state["curve"])
+        return batch.loss(self.model)
 
 
 def any_asking(clip: Clip, rng: np.random.Generator) -> Exchange:

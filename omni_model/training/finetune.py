@@ -19,7 +19,6 @@ from omni_model.model.weights import join, load_gpt, load_projector, save_projec
 from omni_model.storage import Workspace
 from omni_model.text.conversation import Exchange
 from omni_model.text.tokenizer import load_tokenizer
-from omni_model.training.curve import LossCurve
 from omni_model.training.listening import (
     Classroom,
     Clip,
@@ -58,7 +57,7 @@ def finetune(
     base = load_gpt(gpt.out)
     model = join(add_lora(base, recipe.rank, recipe.alpha, work.seed % 2**63), load_projector(projector.out))
     objective = Finetuning(recipe, model, Classroom(features, "train", words), work.seed)
-    steps = train(
+    curve = train(
         objective,
         steps=recipe.steps,
         partial=work.partial,
@@ -68,17 +67,17 @@ def finetune(
     validation = Classroom(features, "validation", words)
     own, other = caption_losses(model, validation, work.seed)
     work.metrics.summary(
-        loss=objective.curve.tail_mean(),
+        loss=curve.tail_mean(),
         validation_accuracy=choice_accuracy(model, validation, work.seed),
         validation_caption_loss=own,
         shuffled_audio_gap=round(other - own, 4),
     )
     save_adapter(model.gpt, work.out / "adapter")
     save_projector(model.projector, work.out / "projector")
-    objective.curve.write(work.out)
+    curve.write(work.out)
     parameters = sum(tensor.numel() for tensor in objective.tensors().values())
     facts = {"input_width": features.width, "n_embd": base.config.n_embd, "rank": recipe.rank}
-    return {"num_parameters": parameters, "steps": steps, **facts}
+    return {"num_parameters": parameters, "steps": curve.steps, **facts}
 
 
 class Finetuning(Objective):
@@ -93,7 +92,6 @@ class Finetuning(Objective):
         rates = ((self._adapter, recipe.lr), (self._projector, recipe.projector_lr))
         groups = [{"params": list(part.values()), "lr": lr, "initial_lr": lr} for part, lr in rates]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
-        self.curve = LossCurve()
 
     def tensors(self) -> Mapping[str, Tensor]:
         return self._adapter | self._projector
@@ -103,15 +101,7 @@ class Finetuning(Objective):
 
     def loss(self, step: int) -> Tensor:
         batch = self.classroom.training_batch(step, self.recipe.rows_per_step, self.seed, self._ask)
-        loss = batch.loss(self.model)
-        self.curve.add(loss)
-        return loss
+        return batch.loss(self.model)
 
     def _ask(self, clip: Clip, rng: np.random.Generator) -> Exchange:
         return ask_caption(clip, rng) if rng.random() < self.recipe.caption_share else ask_choice(clip, rng)
-
-    def state(self) -> dict[str, list[float]]:
-        return {"curve": self.curve.values()}
-
-    def restore(self, state: dict[str, list[float]]) -> None:
-        self.curve.restore(state["curve"])

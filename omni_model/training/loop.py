@@ -27,6 +27,7 @@ from omni_model.training.checkpoint import (
     save,
     step_directory,
 )
+from omni_model.training.curve import LossCurve
 
 
 class MetricsSink(Protocol):
@@ -85,16 +86,17 @@ def train(
     checkpoint_every_s: float = 60.0,
     log_every: int = 10,
     evaluate_every: int = 0,
-) -> int:
-    """Run the objective to `steps` updates, or until it is finished; returns the number of updates made.
+) -> LossCurve:
+    """Run the objective to `steps` updates, or until it is finished; returns the loss of every update.
 
     Continues from the newest checkpoint in `partial`, writes one there about every checkpoint_every_s seconds
     and one at the end. Every `log_every` steps it logs the mean loss (and once more before each evaluation,
     checkpoint and the end); every `evaluate_every` steps (0: never) what the objective evaluates.
     FloatingPointError when a loss is not finite.
     """
-    step = _resume(objective, partial)
-    recent = _Recent(metrics, steps)
+    curve = _resume(objective, partial)
+    step = curve.steps
+    recent = _Recent(metrics, steps, curve)
     saved_at = time.monotonic()
     while step < steps and not objective.finished():
         recent.add(step, update(objective, step))
@@ -106,11 +108,11 @@ def train(
         if evaluating:
             metrics.log(step=step, total=steps, **objective.evaluate(step))
         if saving:
-            _save(objective, partial, step)
+            _save(objective, partial, curve)
             saved_at = time.monotonic()
     recent.flush()
-    _save(objective, partial, step)
-    return step
+    _save(objective, partial, curve)
+    return curve
 
 
 def update(objective: Objective, step: int) -> Tensor:
@@ -135,6 +137,7 @@ class _Recent:
 
     metrics: MetricsSink
     total: int
+    curve: LossCurve
     losses: list[Tensor] = field(default_factory=list)
     first_step: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -154,29 +157,31 @@ class _Recent:
                     f"The loss of step {step} is {value}: likely a batch without any target, too high a "
                     "learning rate, or an overflow in a narrow dtype; the last checkpoint is sound."
                 )
+        self.curve.extend(values)
         now = time.monotonic()
         mean, pace = math.fsum(values) / len(values), (now - self.since) / len(values)
         self.metrics.log(step=self.first_step + len(values), total=self.total, loss=mean, step_s=pace)
         self.losses, self.since = [], now
 
 
-def _resume(objective: Objective, partial: Path) -> int:
-    """Put the newest checkpoint's values into the objective; the number of updates it has seen, else 0."""
+def _resume(objective: Objective, partial: Path) -> LossCurve:
+    """Put the newest checkpoint's values into the objective; the losses up to there, none without one."""
     newest = latest(partial)
     if newest is None:
-        return 0
+        return LossCurve()
     saved = load(newest)
     copy_into(objective.tensors(), saved.model)
     restore_optimizer(objective.optimizer, saved.optimizer, saved.state["optimizer"])
     objective.restore(saved.state["objective"])
-    return int(saved.state["step"])
+    return LossCurve(saved.state["curve"])
 
 
-def _save(objective: Objective, partial: Path, step: int) -> None:
-    """A checkpoint after `step` updates, unless it is there; earlier ones go once it is."""
-    directory = step_directory(partial, step)
+def _save(objective: Objective, partial: Path, curve: LossCurve) -> None:
+    """A checkpoint after the updates of `curve`, unless it is there; earlier ones go once it is."""
+    directory = step_directory(partial, curve.steps)
     if not directory.exists():
         tensors, scalars = flatten_optimizer(objective.optimizer)
-        state = {"step": step, "optimizer": scalars, "objective": objective.state()}
+        told = {"step": curve.steps, "curve": curve.values}
+        state = {**told, "optimizer": scalars, "objective": objective.state()}
         save(directory, dict(objective.tensors()), tensors, state)
     keep_only(directory)

@@ -21,7 +21,6 @@ from omni_model.model.weights import save_gpt, save_projector
 from omni_model.storage import Workspace
 from omni_model.text.questions import caption
 from omni_model.text.tokenizer import ByteTokenizer
-from omni_model.training.curve import LossCurve
 from omni_model.training.exchanges import NOT_SCORED
 from omni_model.training.loop import Objective, train
 from omni_model.training.optim import plain_adamw
@@ -44,14 +43,14 @@ def overfit(
     projector = Projector(reader.width, gpt.config.n_embd, recipe.projector.stack, recipe.projector.hidden)
     projector.init_weights(work.seed % 2**63)
     objective = Overfitting(recipe, OmniModel(gpt, projector), reader, tokenizer)
-    steps = train(
+    curve = train(
         objective,
         steps=recipe.steps,
         partial=work.partial,
         metrics=work.metrics,
         checkpoint_every_s=runtime.checkpoint_every_s,
     )
-    losses = objective.curve.values()
+    losses = curve.values
     drop = losses[0] - losses[-1]
     work.metrics.summary(
         first_loss=round(losses[0], 4), last_loss=round(losses[-1], 4), loss_drop=round(drop, 4)
@@ -66,8 +65,11 @@ def overfit(
     (work.out / CAPTIONS_FILE).write_text(json.dumps(told, sort_keys=True, indent=1) + "\n")
     save_gpt(gpt, work.out)
     save_projector(projector, work.out / "projector")
-    objective.curve.write(work.out)
-    return {"num_parameters": sum(tensor.numel() for tensor in objective.tensors().values()), "steps": steps}
+    curve.write(work.out)
+    return {
+        "num_parameters": sum(tensor.numel() for tensor in objective.tensors().values()),
+        "steps": curve.steps,
+    }
 
 
 class Overfitting(Objective):
@@ -89,7 +91,6 @@ class Overfitting(Objective):
         self.ids = pad([row[:-1] for row in rows], batch_first=True, padding_value=end)
         self.targets = pad([row[1:] for row in rows], batch_first=True, padding_value=NOT_SCORED)
         self.optimizer = plain_adamw(model.parameters(), recipe.lr)
-        self.curve = LossCurve()
 
     def tensors(self) -> Mapping[str, Tensor]:
         return dict(self.model.named_parameters())
@@ -98,11 +99,9 @@ class Overfitting(Objective):
         """The rate is constant."""
 
     def loss(self, step: int) -> Tensor:
-        loss = self.model(
+        return self.model(
             self.frames, self.frame_lengths, self.ids, self.targets, text_lengths=self.text_lengths
         )
-        self.curve.add(loss)
-        return loss
 
     @torch.no_grad()
     def speak(self) -> list[str]:
@@ -119,12 +118,6 @@ class Overfitting(Objective):
             logits = gpt(chosen, cache=cache, logits="last")
         spoken = torch.cat(said, dim=1).tolist()
         return [self.tokenizer.decode([*ids, end][: [*ids, end].index(end)]) for ids in spoken]
-
-    def state(self) -> dict[str, list[float]]:
-        return {"curve": self.curve.values()}
-
-    def restore(self, state: dict[str, list[float]]) -> None:
-        self.curve.restore(state["curve"])
 
 
 def caption_of(clip: dict[str, Any]) -> str:

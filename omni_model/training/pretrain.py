@@ -27,7 +27,6 @@ from omni_model.storage import Workspace
 from omni_model.text.corpus import LESSONS, Document, exam, read_documents
 from omni_model.text.packing import pack, tokenize_document
 from omni_model.text.tokenizer import Tokenizer, load_tokenizer
-from omni_model.training.curve import LossCurve
 from omni_model.training.exchanges import NOT_SCORED, ExchangeRows
 from omni_model.training.loop import Objective, train
 from omni_model.training.optim import MuonAdamW, parameter_groups, set_lr, set_muon
@@ -73,7 +72,7 @@ def pretrain(
     if recipe.match_at_start:
         match_at_start(gpt)
     objective = Pretraining(recipe, gpt, read_documents(text.out), words, work.seed)
-    steps = train(
+    curve = train(
         objective,
         steps=recipe.max_steps,
         partial=work.partial,
@@ -82,17 +81,18 @@ def pretrain(
         evaluate_every=EXAMINE_EVERY,
     )
     accuracy = objective.final_exam()
-    work.metrics.summary(loss=objective.curve.tail_mean(), text_multiple_choice=accuracy, steps=steps)
+    work.metrics.summary(loss=curve.tail_mean(), text_multiple_choice=accuracy, steps=curve.steps)
     if accuracy < recipe.min_accuracy:
         raise RuntimeError(
-            f"after {steps} steps the text model answers {accuracy:.0%} of its multiple-choice exam, below "
-            f"pretrain.min_accuracy {recipe.min_accuracy:.0%} (lessons opened at steps {objective.opened}); "
-            "raise pretrain.max_steps or pretrain.last_lesson_steps, or try another seed"
+            f"after {curve.steps} steps the text model answers {accuracy:.0%} of its multiple-choice exam, "
+            f"below pretrain.min_accuracy {recipe.min_accuracy:.0%} (lessons opened at steps "
+            f"{objective.opened}); raise pretrain.max_steps or pretrain.last_lesson_steps, "
+            "or try another seed"
         )
     save_gpt(gpt, work.out)
-    objective.curve.write(work.out)
+    curve.write(work.out)
     shape = {"n_embd": gpt.config.n_embd, "vocab_size": gpt.config.vocab_size}
-    return {"num_parameters": gpt.num_params(), "steps": steps, **shape}
+    return {"num_parameters": gpt.num_params(), "steps": curve.steps, **shape}
 
 
 def new_gpt(shape: GptShape, vocab_size: int, seed: int) -> GPT:
@@ -213,7 +213,6 @@ class Pretraining(Objective):
         set_muon(self.optimizer, momentum=MUON_MOMENTUM, weight_decay=0.0)
         self.opened = [0]
         self.updates = 0
-        self.curve = LossCurve()
 
     def tensors(self) -> Mapping[str, Tensor]:
         return dict(self.gpt.named_parameters())
@@ -239,7 +238,6 @@ class Pretraining(Objective):
             heard = Heard.of(documents, self.tokenizer)
             blend = random_blend(documents, heard.sound_lengths, rng)
             loss = loss + (1 - plan.packed_share) * heard.read(self.gpt, blend, targets=heard.rows.targets)
-        self.curve.add(loss)
         return loss
 
     def _pick(self, shares: Mapping[str, float], rng: np.random.Generator) -> list[Document]:
@@ -276,11 +274,10 @@ class Pretraining(Objective):
         return lasts and self.updates >= self.opened[-1] + self.recipe.last_lesson_steps
 
     def state(self) -> dict[str, Any]:
-        return {"opened": self.opened, "updates": self.updates, "curve": self.curve.values()}
+        return {"opened": self.opened, "updates": self.updates}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.opened, self.updates = list(state["opened"]), state["updates"]
-        self.curve.restore(state["curve"])
 
 
 def _of_lesson(documents: Sequence[Document], lesson: str, *, heard: bool) -> list[Document]:
