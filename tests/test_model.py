@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni_model.model.attention import Band, attend
+from omni_model.model.attention import attend
+from omni_model.model.banded import banded_attention
 from omni_model.model.gpt import GPT, GPTConfig, window_sizes
 from omni_model.model.lora import add_lora, load_adapter, lora_parameters, merged, save_adapter
 from omni_model.model.omni import OmniModel
@@ -176,9 +177,20 @@ def test_attend_is_softmax_over_the_window(window: int) -> None:
         weights = torch.einsum("bhd,bshd->bhs", q[:, place], keys).div(8**0.5).softmax(-1)
         expected[:, place] = torch.einsum("bhs,bshd->bhd", weights, values)
     assert_close(attend(q, k, v, window), expected)
-    ragged = Band([0, 0], 11, q.device)
-    ragged.uniform = False  # the general mask must agree with the fast paths
-    assert_close(attend(q, k, v, window, ragged), expected)
+
+
+@pytest.mark.parametrize("window", [0, 5, 63, 64, 100, 198, 199])
+def test_banded_attention_is_the_plain_form_with_its_gradients(window: int) -> None:
+    make = torch.Generator().manual_seed(1)
+    shapes = ((2, 200, 4, 8), (2, 200, 2, 8), (2, 200, 2, 8))
+    inputs = [torch.randn(shape, generator=make, requires_grad=True) for shape in shapes]
+    grad = torch.randn(shapes[0], generator=make)
+    results = []
+    for kernel in (attend, banded_attention):
+        y = kernel(*inputs, window)
+        results.append([y, *torch.autograd.grad(y, inputs, grad)])
+    for plain, banded in zip(*results, strict=True):
+        assert_close(banded, plain)
 
 
 def test_chunked_loss_is_the_plain_one_with_its_gradients() -> None:
@@ -321,7 +333,7 @@ def test_unequal_rows_keep_their_windows_while_decoding() -> None:
 
 def test_a_full_cache_says_so() -> None:
     gpt, (ids, _) = small_gpt(), batch(30)
-    with pytest.raises(ValueError, match="has 20 positions per row; this pass needs 30"):
+    with pytest.raises(ValueError, match="cache has 20 positions per row; this pass needs 30"):
         gpt(ids, cache=gpt.new_cache(2, 20))
 
 

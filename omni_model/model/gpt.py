@@ -17,46 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni_model.model.attention import Band, KVCache, attend
+from omni_model.model.attention import Kernel
+from omni_model.model.banded import banded_attention
+from omni_model.model.checks import check_call
 from omni_model.model.gpt_config import GPTConfig, window_sizes
+from omni_model.model.kv_cache import Continuation, KVCache
+from omni_model.model.layers import Embedding, Linear, relu_squared, rms_norm, rotate
 from omni_model.model.layout import Layout
 from omni_model.model.softcap_loss import mean_loss, softcap_logits, token_losses
 
 __all__ = ["GPT", "GPTConfig", "window_sizes"]
-
-
-class Linear(nn.Linear):
-    """A bias-free matrix, cast to the input's dtype at each use. Its memory is raw until GPT.init_weights."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__(width_in, width_out, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Nothing: GPT.init_weights draws every weight from its own generator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class Embedding(nn.Embedding):
-    """A lookup table whose memory is left raw until GPT.init_weights."""
-
-    def reset_parameters(self) -> None:
-        """Nothing: GPT.init_weights draws every weight from its own generator."""
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """x over its root mean square along the last axis; no weights; epsilon is the machine's."""
-    return F.rms_norm(x, (x.size(-1),))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (B, S, H, D): channels j and j + D/2 are a pair, turned by minus the angle."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 @dataclass
@@ -65,8 +37,8 @@ class _Pass:
 
     cos: Tensor
     sin: Tensor
-    band: Band
-    cache: KVCache | None
+    kernel: Kernel
+    past: Continuation | None
 
 
 class Attention(nn.Module):
@@ -89,10 +61,13 @@ class Attention(nn.Module):
         if self.ve_gate is not None and value_rows is not None:
             gate = torch.sigmoid(self.ve_gate(x[..., : self.config.ve_gate_channels]))  # (B, S, G)
             v = v + (self.config.ve_gate_scale * gate).unsqueeze(-1) * value_rows.view(heads)
-        q, k = (rms_norm(rotate(t, run.cos, run.sin)) * self.config.qk_scale for t in (q, k))
-        if run.cache is not None:
-            k, v = run.cache.write(self.layer, k, v, run.band)
-        return self.c_proj(attend(q, k, v, self.window, run.band).flatten(2))
+        q, k = (rms_norm(rotate(t, run.cos, run.sin)) for t in (q, k))
+        q = q * self.config.qk_scale**2  # q and k are scaled alike: one multiplication does for both
+        if run.past is None:
+            y = run.kernel(q, k, v, self.window)
+        else:
+            y = run.past.attend(self.layer, q, k, v, run.kernel)
+        return self.c_proj(y.flatten(2))
 
 
 class MLP(nn.Module):
@@ -104,7 +79,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.relu(self.c_fc(x)).square())
+        return self.c_proj(relu_squared(self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -144,6 +119,7 @@ class GPT(nn.Module):
         if compute_dtype != torch.float16:
             self.transformer["wte"].to(compute_dtype)
             self.value_embeds.to(compute_dtype)
+        self.kernel: Kernel = banded_attention  # any attention kernel; see backends
         for name in ("cos", "sin"):
             self.register_buffer(name, torch.empty(0, dtype=compute_dtype), persistent=False)
         if not self.lm_head.weight.is_meta:
@@ -211,7 +187,7 @@ class GPT(nn.Module):
         """An empty cache for `batch` rows of up to `capacity` positions (audio and text together)."""
         config = self.config
         return KVCache(
-            num_layers=config.n_layer,
+            windows=window_sizes(config),
             batch=batch,
             capacity=capacity,
             num_kv_heads=config.n_kv_head,
@@ -244,19 +220,37 @@ class GPT(nn.Module):
         row without text: its last audio row); with targets the mean loss in nats per scored token, or with
         loss_reduction="none" (B * T,) losses. ValueError when shapes disagree or the positions run out.
         """
-        self._check(ids, targets, audio_features, audio_lengths, logits, loss_reduction)
+        config, lengths = self.config, (audio_lengths, text_lengths)
+        check_call(config, ids, targets, audio_features, *lengths, logits, loss_reduction)
         num_audio = 0 if audio_features is None else audio_features.size(1)
-        layout = Layout.of(ids, num_audio, audio_lengths, text_lengths)
+        layout = Layout.of(ids, num_audio, *lengths)
+        past = self._continue(cache, layout)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.refresh(self.compute_dtype)
         x, prev_embedding = self._embed(ids, audio_features, layout, cache)
-        x = self._run_layers(x, ids, layout, cache)
+        x = self._run_layers(x, ids, layout, past)
         if cache is not None:
-            cache.advance(layout.audio_lengths + layout.text_lengths, prev_embedding)
-        head = self.lm_head.weight[: self.config.vocab_size]
+            cache.advance(layout.lengths, prev_embedding)
+        head = self.lm_head.matrix(x.dtype)
+        if config.vocab_size < config.padded_vocab_size:
+            head = head[: config.vocab_size]
         if targets is not None:
             loss = mean_loss if loss_reduction == "mean" else token_losses
-            return loss(layout.text_of(x).flatten(0, 1), head, targets.flatten(), self.config.softcap)
+            return loss(layout.text_of(x).flatten(0, 1), head, targets.flatten(), config.softcap)
         rows = layout.text_of(x) if logits == "all" else layout.last_of(x)
-        return softcap_logits(rows, head, self.config.softcap)
+        return softcap_logits(rows, head, config.softcap)
+
+    def _continue(self, cache: KVCache | None, layout: Layout) -> Continuation | None:
+        """This pass as the cache sees it. ValueError when cache or rotary table cannot hold it."""
+        past, end = None, layout.num_audio + layout.num_text
+        if cache is not None:
+            cache.check(self.config, layout.lengths.size(0))
+            past = cache.continued(end, layout.lengths)
+            end = past.end
+        if end > self.cos.size(0):
+            raise ValueError(f"ids and audio reach position {end}; the rotary table has {self.cos.size(0)}.")
+        return past
 
     def _embed(
         self, ids: Tensor, audio_features: Tensor | None, layout: Layout, cache: KVCache | None
@@ -275,9 +269,9 @@ class GPT(nn.Module):
         audio = layout.without_padding(audio_features.to(self.compute_dtype))
         return layout.join(rms_norm(audio), smeared), last
 
-    def _run_layers(self, x: Tensor, ids: Tensor, layout: Layout, cache: KVCache | None) -> Tensor:
+    def _run_layers(self, x: Tensor, ids: Tensor, layout: Layout, past: Continuation | None) -> Tensor:
         """The blocks and the final norm over a sequence (B, S, C)."""
-        run = self._new_pass(x, cache)
+        run = self._new_pass(x, past)
         value_ids = layout.join(ids.new_zeros(ids.size(0), layout.num_audio), ids)  # audio: token 0's rows,
         is_text = layout.is_text() if self.config.audio_value_embedding == "zero" else None  # or none at all
         x0 = halfway = x
@@ -291,35 +285,11 @@ class GPT(nn.Module):
                 halfway = x
         return rms_norm(x - self.backout_lambda.to(x.dtype) * halfway)
 
-    def _new_pass(self, x: Tensor, cache: KVCache | None) -> _Pass:
-        """Rotary rows and band for x (B, S, C), which starts at position 0 or where the cache stands."""
-        band = Band([0] * x.size(0), x.size(1), x.device) if cache is None else cache.band(x.size(1))
-        if band.end > self.cos.size(0):
-            raise ValueError(f"The rotary table has {len(self.cos)} positions; this pass needs {band.end}.")
-        positions = band.positions()
-        return _Pass(self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2), band, cache)
-
-    def _check(
-        self,
-        ids: Tensor,
-        targets: Tensor | None,
-        audio_features: Tensor | None,
-        audio_lengths: Tensor | None,
-        logits: str,
-        loss_reduction: str,
-    ) -> None:
-        """ValueError on the first argument that does not fit the others."""
-        audio = None if audio_features is None else tuple(audio_features.shape)
-        width = self.config.n_embd
-        if ids.dim() != 2 or ids.size(1) == 0 and audio is None:
-            raise ValueError(f"ids {tuple(ids.shape)} must be (batch, tokens), with tokens or audio to read.")
-        if targets is not None and targets.shape != ids.shape:
-            raise ValueError(f"targets {tuple(targets.shape)} must have the shape of ids {tuple(ids.shape)}.")
-        if audio is not None and (len(audio) != 3 or audio[0] != ids.size(0) or audio[2] != width):
-            raise ValueError(f"audio_features must be ({ids.size(0)}, rows, {width}), not {audio}.")
-        if audio_lengths is not None and audio is None:
-            raise ValueError("audio_lengths were given without audio_features.")
-        if logits not in ("all", "last"):
-            raise ValueError(f"logits must be 'all' or 'last', not {logits!r}.")
-        if loss_reduction not in ("mean", "none"):
-            raise ValueError(f"loss_reduction must be 'mean' or 'none', not {loss_reduction!r}.")
+    def _new_pass(self, x: Tensor, past: Continuation | None) -> _Pass:
+        """Rotary rows for x (B, S, C), which starts at position 0 or where the cache stands."""
+        if past is None:
+            cos, sin = self.cos[None, : x.size(1)], self.sin[None, : x.size(1)]
+        else:
+            positions = past.positions.clamp_max(self.cos.size(0) - 1)  # only padding lies beyond
+            cos, sin = self.cos[positions], self.sin[positions]
+        return _Pass(cos.unsqueeze(2), sin.unsqueeze(2), self.kernel, past)

@@ -44,6 +44,11 @@ class Layout:
             order=order,
         )
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) real rows of each sample, audio and text."""
+        return self.audio_lengths + self.text_lengths
+
     def without_padding(self, audio: Tensor) -> Tensor:
         """audio (B, A, C) with zeros in the padding, whatever stood there."""
         if self.order is None:

@@ -12,6 +12,7 @@ Legend: N tokens, C width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -60,52 +61,81 @@ def mean_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Ten
 
 
 class _MeanLoss(torch.autograd.Function):
-    """Mean loss whose forward pass already makes the gradients of x and weight."""
+    """Mean loss whose forward pass already makes the gradients of x and weight.
+
+    They are kept as those of the *sum*, and scaled by grad / N on the way back: a gradient of the mean is too
+    small for fp16 before the loss scale has been multiplied in. Scaling is in place, so they serve once.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
-        head = weight.to(x.dtype)
         grad_x = torch.empty_like(x) if wants_x else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        grad_weight = torch.empty_like(weight, dtype=torch.float32) if wants_weight else None
         total = x.new_zeros((), dtype=torch.float32)
-        count, size = x.size(0), _chunk_tokens(weight)
-        for start in range(0, count, size):
-            rows = slice(start, start + size)
-            loss, grad_z = _chunk_loss_and_grad(x[rows], head, targets[rows], softcap)
+        for rows in _slices(x.size(0), _chunk_tokens(weight)):
+            loss, grad_z = _loss_and_grad(x[rows], weight, targets[rows], softcap)
             total += loss
-            grad_z = grad_z.div_(count).to(x.dtype)
             if grad_x is not None:
-                torch.mm(grad_z, head, out=grad_x[rows])
+                torch.mm(grad_z, weight, out=grad_x[rows])
             if grad_weight is not None:
-                grad_weight += grad_z.T @ x[rows]
-        ctx.save_for_backward(grad_x, grad_weight)
-        return total / count
+                _accumulate(grad_weight, grad_z.mT, x[rows], first=rows.start == 0)
+        ctx.grads, ctx.count = (grad_x, grad_weight), x.size(0)
+        return total / x.size(0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_x is None else grad_x * grad.to(grad_x.dtype),
-            None if grad_weight is None else grad_weight * grad,
-            None,
-            None,
-        )
+        grad_x, grad_weight = ctx.grads
+        ctx.grads = (None, None)
+        scale = grad / ctx.count
+        for each in (grad_x, grad_weight):
+            if each is not None:
+                each.mul_(scale)
+        return grad_x, grad_weight, None, None
 
 
-def _chunk_loss_and_grad(x: Tensor, head: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk and d loss / d z (N, V), in place wherever a buffer can be used again."""
+def _loss_and_grad(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk and its gradient d loss / d z (N, V) in x's dtype."""
+    z = F.linear(x, weight)
+    wide = z.float()  # z itself in fp32
+    total = wide.new_zeros(())
+    # The chunk is as large as matrix products like it; what follows is bound by memory and stays in cache.
+    for rows in _slices(x.size(0), max(1, _CACHED_ENTRIES // weight.size(0)) if not x.is_cuda else x.size(0)):
+        total += _replace_by_grad(wide[rows], targets[rows], softcap)
+    return total, wide.to(x.dtype)
+
+
+def _replace_by_grad(z: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Summed loss of fp32 z (N, V), which is overwritten with d loss / d z = (softmax - onehot) (1 - t^2)."""
     goal = targets.unsqueeze(1)
-    squashed = F.linear(x, head).float().div_(softcap).tanh_()  # t
-    goal_logit = squashed.gather(1, goal) * softcap
-    grad = (squashed * softcap).exp_()
+    t = z.div_(softcap).tanh_()
+    goal_logit = t.gather(1, goal) * softcap
+    grad = (t * softcap).exp_()
     sums = grad.sum(1, keepdim=True)
-    loss = (sums.log() - goal_logit).sum()
-    grad.div_(sums).scatter_add_(1, goal, torch.full_like(goal_logit, -1.0))  # softmax - onehot
-    return loss, grad.mul_(squashed.square_().neg_().add_(1))  # d logits / d z = 1 - t^2
+    grad.div_(sums).scatter_add_(1, goal, torch.full_like(goal_logit, -1.0))
+    torch.addcmul(grad, grad, t.square_(), value=-1.0, out=z)
+    return (sums.log() - goal_logit).sum()
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total += a @ b, or = for the first; total is fp32."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, beta=0.0 if first else 1.0)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+_CACHED_ENTRIES = 2**18  # 1 MiB of fp32, which a core's own cache holds twice
 
 
 def _chunk_tokens(weight: Tensor) -> int:
-    """Tokens per chunk: a table of 16 MiB stays in a CPU's cache; a GPU wants large products (512 MiB)."""
-    entries = 2**27 if weight.is_cuda else 2**22
+    """Tokens per chunk: the widest table that is small beside the rest of a training step."""
+    entries = 2**27 if weight.is_cuda else 2**23  # 512 or 32 MiB of fp32
     return max(128, entries // weight.size(0))

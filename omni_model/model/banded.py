@@ -1,0 +1,104 @@
+"""Attention of a whole pass in blocks of queries, for processors: only keys inside the band are touched.
+
+Masked SDPA multiplies every query with every key and throws most of it away. Here a block of b queries meets
+the b + w keys that any of them can see, as two matrix products and a softmax between them; the backward pass
+makes the weights again from the saved log-sum-exp (FlashAttention, arXiv 2205.14135, section 3.1), so nothing
+of size T x T is ever kept.
+
+Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, D head dim, N = B G, b block, S keys of
+a block. The R heads that share keys are stacked as rows: a block's queries are (N, R b, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_model.model.attention import attend
+
+BLOCK = 64
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """The same as attention.attend: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
+
+    A pass that fits in the window is left to SDPA, which is as fast there, and so are narrow dtypes, whose
+    sums SDPA makes in fp32, and other devices.
+    """
+    fits = window >= q.size(1) - 1
+    if fits or q.dtype != torch.float32 or q.device.type != "cpu":
+        return attend(q, k, v, window)
+    return _Banded.apply(q, k, v, window)
+
+
+def _blocks(length: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys) of every block."""
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        yield slice(start, stop), slice(max(0, start - window), stop)
+
+
+def _hidden(queries: slice, keys: slice, window: int, like: Tensor, repeats: int) -> Tensor:
+    """(R b, S): 0 where the key is seen, -inf where it is not."""
+    query = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
+    key = torch.arange(keys.start, keys.stop, device=like.device)
+    seen = (key <= query) & (key >= query - window)
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
+    return mask.repeat(repeats, 1)
+
+
+def _by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
+    """(B, T, G R, D) -> (N, R, T, D)."""
+    batch, length, _, dim = x.shape
+    heads = x.reshape(batch, length, kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
+    return heads.reshape(batch * kv_heads, -1, length, dim)
+
+
+def _by_token(x: Tensor, batch: int) -> Tensor:
+    """(N, R, T, D) -> (B, T, G R, D)."""
+    _, _, length, dim = x.shape
+    return x.reshape(batch, -1, length, dim).transpose(1, 2).contiguous()
+
+
+class _Banded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        kv_heads = k.size(2)
+        q, k, v = (_by_kv_head(x, kv_heads) for x in (q, k, v))
+        k, v = k.squeeze(1), v.squeeze(1)  # (N, T, D)
+        y, lse = torch.empty_like(q), q.new_empty((*q.shape[:3], 1))
+        repeats, scale = q.size(1), q.size(-1) ** -0.5
+        for queries, keys in _blocks(q.size(2), window):
+            mask = _hidden(queries, keys, window, q, repeats)
+            rows = q[:, :, queries].flatten(1, 2)  # (N, R b, D)
+            scores = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale)  # (N, R b, S)
+            norm = scores.logsumexp(-1, keepdim=True)
+            weights = scores.sub_(norm).exp_()
+            y[:, :, queries] = torch.bmm(weights, v[:, keys]).unflatten(1, (repeats, -1))
+            lse[:, :, queries] = norm.unflatten(1, (repeats, -1))
+        ctx.save_for_backward(q, k, v, y, lse)
+        ctx.window, ctx.batch = window, q.size(0) // kv_heads
+        return _by_token(y, ctx.batch)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, lse = ctx.saved_tensors
+        grad = _by_kv_head(grad, q.size(0) // ctx.batch)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        shift = (grad * y).sum(-1, keepdim=True)  # what the softmax takes off every score's gradient
+        repeats, scale = q.size(1), q.size(-1) ** -0.5
+        for queries, keys in _blocks(q.size(2), ctx.window):
+            mask = _hidden(queries, keys, ctx.window, q, repeats)
+            rows, grad_rows, row_lse, row_shift = (
+                x[:, :, queries].flatten(1, 2) for x in (q, grad, lse, shift)
+            )
+            weights = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale).sub_(row_lse).exp_()
+            grad_v[:, keys].baddbmm_(weights.mT, grad_rows)
+            grad_scores = torch.bmm(grad_rows, v[:, keys].mT).sub_(row_shift).mul_(weights)
+            grad_q[:, :, queries] = (torch.bmm(grad_scores, k[:, keys]) * scale).unflatten(1, (repeats, -1))
+            grad_k[:, keys].baddbmm_(grad_scores.mT, rows, alpha=scale)
+        grads = (grad_q, grad_k.unsqueeze(1), grad_v.unsqueeze(1))
+        return (*(_by_token(x, ctx.batch) for x in grads), None)

@@ -1,0 +1,91 @@
+"""The small parts the networks are made of: matrices, tables, and the functions between them.
+
+Weights are kept in fp32 and multiplied in the activations' dtype. The narrow copy of a matrix is made once per
+change of its weight, not once per use: a step with many microbatches, or a whole conversation, needs it once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A bias-free matrix, multiplied in the input's dtype. Its memory is raw until GPT.init_weights."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__(width_in, width_out, bias=False)
+        self._narrow: Tensor | None = None
+        self._made_of: tuple[int, int] | None = None
+
+    def reset_parameters(self) -> None:
+        """Nothing: GPT.init_weights draws every weight from its own generator."""
+
+    def refresh(self, dtype: torch.dtype) -> None:
+        """Bring what is derived from the weight up to date; called at the start of every pass of the GPT."""
+        if dtype == self.weight.dtype:
+            self._narrow = None
+            return
+        made_of = (self.weight.data_ptr(), self.weight._version)
+        if self._narrow is None or self._narrow.dtype != dtype or self._made_of != made_of:
+            self._narrow, self._made_of = self.weight.detach().to(dtype), made_of
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`; its gradient reaches the fp32 weight."""
+        if self._narrow is None or self._narrow.dtype != dtype:
+            return self.weight.to(dtype)
+        return _Narrowed.apply(self.weight, self._narrow)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix(x.dtype))
+
+
+class _Narrowed(torch.autograd.Function):
+    """The narrow copy in place of the weight; the gradient is widened on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, narrow: Tensor) -> Tensor:
+        return narrow.view_as(narrow)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.float(), None
+
+
+class Embedding(nn.Embedding):
+    """A lookup table whose memory is left raw until GPT.init_weights."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: GPT.init_weights draws every weight from its own generator."""
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x over its root mean square along the last axis; no weights; epsilon is the machine's."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x (B, S, H, D): channels j and j + D/2 are a pair, turned by minus the angle."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """max(x, 0)^2, remembering one tensor for the backward pass where relu and square would remember two."""
+    return _ReluSquared.apply(x)
+
+
+class _ReluSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
