@@ -1,0 +1,1 @@
+"""Answering with a trained model: the engine that generates, and the calculator it may use."""
