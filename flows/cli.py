@@ -1,4 +1,4 @@
-"""The `omni` command: `run`, `plan`, `why`, `verify`, `ui` and `doctor`.
+"""The `omni` command: runs, plans and their store; models that come from nanochat or go there.
 
 Only what a verb needs is imported when it runs, so that looking at a plan imports neither torch nor Prefect.
 Exit codes: 0 done, 1 a stage or a check failed, 2 bad input or refused.
@@ -8,9 +8,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from flows import recipes, verbs
+from flows import nanochat, recipes, verbs
 from flows.verbs import DONE, FAILED, Stopped
 from omni_model.config import BadInput
 
@@ -135,7 +135,44 @@ def parser() -> argparse.ArgumentParser:
         "  omni doctor\n  omni doctor --json",
     )
     as_json(sub)
+    _nanochat_verbs(verb, as_json)
     return top
+
+
+def _nanochat_verbs(
+    verb: Callable[[str, object, str, str], argparse.ArgumentParser],
+    as_json: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    sub = verb(
+        "import-nanochat",
+        nanochat.import_nanochat,
+        "make artifacts of a model that nanochat trained, and of its tokenizer",
+        "  omni import-nanochat ~/.cache/nanochat/base_checkpoints/d12\n"
+        "  omni import-nanochat d12 --step 1500 --tokenizer ~/.cache/nanochat/tokenizer",
+    )
+    sub.add_argument("directory", help="the directory of model_NNNNNN.pt and meta_NNNNNN.json")
+    sub.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    sub.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="the directory of tokenizer.pkl; default ../../tokenizer as nanochat has it, else tokenizer/",
+    )
+    as_json(sub)
+    sub = verb(
+        "export-nanochat",
+        nanochat.export_nanochat,
+        "write a model and its tokenizer as a directory that nanochat loads",
+        "  omni export-nanochat out && NANOCHAT_BASE_DIR=out python -m scripts.chat_cli -i base\n"
+        "  omni export-nanochat out --gpt runs/pretrain_gpt/KEY --tokenizer runs/train_tokenizer/KEY",
+    )
+    sub.add_argument("out", help="a new or empty directory, to be nanochat's base directory")
+    sub.add_argument(
+        "--gpt", metavar="DIR", help="a finished artifact; default the latest run's, and its tokenizer"
+    )
+    sub.add_argument(
+        "--tokenizer", metavar="DIR", help="a finished artifact; without it, --gpt exports weights"
+    )
+    as_json(sub)
 
 
 if __name__ == "__main__":

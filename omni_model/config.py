@@ -5,7 +5,8 @@ that reads them, so changing one re-runs that stage and nothing before it. `Runt
 that must not change a result: store, threads, devices, how often to save. Standard library only.
 
 A field added to a recipe later is declared with `added(default, as_before=...)`: at the value that means
-"as before" it is left out of the key, so results made before the field existed stay current.
+"as before" it is left out of the key, so results made before the field existed stay current. One declared
+with `unkeyed(default)` never counts: it says where something lies, not what it is.
 """
 
 import math
@@ -22,6 +23,11 @@ class BadInput(ValueError):
 def added(default: Any, *, as_before: Any) -> Any:
     """A recipe field that came later; the key leaves it out while it equals `as_before`."""
     return field(default=default, metadata={"as_before": as_before})
+
+
+def unkeyed(default: Any) -> Any:
+    """A recipe field that is no part of the key."""
+    return field(default=default, metadata={"identity": False})
 
 
 class Recipe:
@@ -94,6 +100,35 @@ class FeatureRecipe(Recipe):
 
     layer: str = "last"
     dtype: str = "float32"
+
+
+# --- from outside ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OutsideFile(Recipe):
+    """A file that somebody else made. Its bytes are identity; where they lie is not."""
+
+    sha256: str = ""
+    path: str = unkeyed("")
+
+
+@dataclass(frozen=True)
+class TokenizerImportRecipe(Recipe):
+    """nanochat's `tokenizer.pkl`."""
+
+    pickle: OutsideFile = OutsideFile()
+
+
+@dataclass(frozen=True)
+class GptImportRecipe(Recipe):
+    """nanochat's `model_NNNNNN.pt` and `meta_NNNNNN.json`; the step is the number in their names."""
+
+    may_be_zero = (*Recipe.may_be_zero, "step")
+
+    model: OutsideFile = OutsideFile()
+    meta: OutsideFile = OutsideFile()
+    step: int = 0
 
 
 # --- text ----------------------------------------------------------------------------------------

@@ -27,12 +27,13 @@ def to_plain(value: Any) -> JSON:
 
 
 def identity(recipe: Any) -> JSON:
-    """`to_plain` without the later fields that still hold their "as before" value: what enters a key."""
+    """What enters a key: `to_plain` without unkeyed fields and later ones at their "as before" value."""
     if dataclasses.is_dataclass(recipe) and not isinstance(recipe, type):
         return {
             f.name: identity(getattr(recipe, f.name))
             for f in dataclasses.fields(recipe)
-            if "as_before" not in f.metadata or getattr(recipe, f.name) != f.metadata["as_before"]
+            if f.metadata.get("identity", True)
+            and ("as_before" not in f.metadata or getattr(recipe, f.name) != f.metadata["as_before"])
         }
     return to_plain(recipe)
 

@@ -41,7 +41,9 @@ def omni(store: Path, *words: str, **variables: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize("verb", ["run", "plan", "why", "verify", "ui", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["run", "plan", "why", "verify", "ui", "doctor", "import-nanochat", "export-nanochat"]
+)
 def test_every_verb_has_help_with_examples(verb: str, tmp_path: Path) -> None:
     done = omni(tmp_path, verb, "--help")
     assert done.returncode == 0
@@ -133,7 +135,7 @@ def test_prefect_settings_agree_with_the_file_for_a_team() -> None:
 
 def test_the_readme_tells_of_every_verb_and_setting() -> None:
     text = (ROOT / "README.md").read_text()
-    for verb in ("run", "plan", "why", "verify", "ui", "doctor"):
+    for verb in ("run", "plan", "why", "verify", "ui", "doctor", "import-nanochat", "export-nanochat"):
         assert f"omni {verb}" in text
     for name in RECIPES:
         assert f"`{name}`" in text

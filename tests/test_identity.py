@@ -13,7 +13,7 @@ import pytest
 
 from flows.planning import plan
 from flows.recipes import RECIPES, resolve
-from omni_model.config import BadInput, LoraRecipe, Recipe, added
+from omni_model.config import BadInput, GptImportRecipe, LoraRecipe, OutsideFile, Recipe, added, unkeyed
 from omni_model.plain import from_plain, identity, override, to_plain
 from omni_model.storage import open_store
 from tasks.fingerprint import CodeBase, read_module
@@ -233,6 +233,18 @@ def test_an_added_field_counts_only_away_from_its_old_meaning() -> None:
 
     assert identity(Later()) == identity(LoraRecipe())
     assert identity(Later(dropout=0.1)) != identity(LoraRecipe())
+
+
+def test_an_unkeyed_field_never_counts_and_still_travels() -> None:
+    @dataclass(frozen=True)
+    class Placed(LoraRecipe):
+        place: str = unkeyed("")
+
+    assert identity(Placed(place="/here")) == identity(LoraRecipe())
+    moved = [GptImportRecipe(model=OutsideFile("ab", place), step=5) for place in ("/here", "/there")]
+    assert identity(moved[0]) == identity(moved[1])
+    assert identity(GptImportRecipe(model=OutsideFile("cd", "/here"), step=5)) != identity(moved[0])
+    assert from_plain(GptImportRecipe, json.loads(json.dumps(to_plain(moved[0])))) == moved[0]
 
 
 def test_recipes_survive_the_trip_through_json() -> None:

@@ -36,6 +36,8 @@ def inline_png(title: str, content: bytes) -> str:
 
 def inline_curve(title: str, name: str, points: Sequence[tuple[float, float]]) -> str:
     """A curve of (step, value) points as an image inside the text, under its title."""
+    if not points:
+        return f"{title} ({name}): no curve was recorded"
     alone = f'<svg xmlns="http://www.w3.org/2000/svg" width="{CURVE_WIDTH}" height="{CURVE_HEIGHT}" '
     svg = curve(title, [(name, points)]).replace("<svg ", alone, 1)
     head, end, body = svg.partition(">")
