@@ -157,9 +157,9 @@ def test_a_refused_pass_changes_nothing() -> None:
         gpt(too_many, cache=cache)
     with pytest.raises(ValueError, match="ids"):
         gpt(ids[:, :5] + 100, cache=cache)
+    features = sound(3, count=2)
+    features[1, 2, 5] = torch.inf
     with pytest.raises(ValueError, match="not finite at sample 1, row 2"):
-        features = sound(3, count=2)
-        features[1, 2, 5] = torch.inf
         gpt(ids[:, :5], audio_features=features, cache=cache)
     with pytest.raises(ValueError, match="tokens"):
         decoder.step(ids[:, 0] + 100, cache)

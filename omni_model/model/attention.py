@@ -1,8 +1,8 @@
 """Causal attention over a sliding window: who sees whom, and the plain form that every kernel must equal.
 
 A layer with window w lets the query at position p see the keys at p-w .. p, which are w+1 keys: the
-convention of the flash-attention kernels. A *kernel* computes one whole pass, positions 0 .. T-1 of every row;
-`attend` is the truth among them, masked SDPA. What continues a cache is in `kv_cache`.
+convention of the flash-attention kernels. A *kernel* computes one whole pass, positions 0 .. T-1 of every
+row; `attend` is the truth among them, masked SDPA. What continues a cache is in `kv_cache`.
 
 Legend: B batch, T queries, S keys, H query heads, G key/value heads (G divides H), D head dim.
 """

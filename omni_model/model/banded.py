@@ -5,8 +5,8 @@ the b + w keys that any of them can see, as two matrix products and a softmax be
 makes the weights again from the saved log-sum-exp (FlashAttention, arXiv 2205.14135, section 3.1), so nothing
 of size T x T is ever kept.
 
-Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, D head dim, N = B G, b block, S keys of
-a block. The R heads that share keys are stacked as rows: a block's queries are (N, R b, D).
+Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, D head dim, N = B G, b queries and S
+keys of a block. The R heads that share keys are stacked as rows: a block's queries are (N, R b, D).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a forward pass refuses, before anything has changed: one sentence with the argument and both shapes."""
+"""What a forward pass refuses, before anything has changed: one sentence with argument and both shapes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """One token per row and step: the same function as GPT.forward on a cache, from weights laid out for it.
 
-A step multiplies every weight with one vector per row, so it costs what it costs to read the weights once. Hence
-everything here is about reading less and asking less often: the matrices that read the same vector lie in one
-(q, k, v and the value gate), in the narrow dtype where there is one; the learned scalars are plain numbers; on
-a GPU, where starting a kernel takes longer than its work, the whole step is recorded once as a CUDA graph.
+A step multiplies every weight with one vector per row, so it costs what it costs to read the weights once.
+Hence everything here is about reading less and asking less often: the matrices that read the same vector lie
+in one (q, k, v and the value gate), in the narrow dtype where there is one; the learned scalars are plain
+numbers; on a GPU, where starting a kernel takes longer than its work, the whole step is recorded once as a
+CUDA graph.
 
 Legend: B rows, C width, H query heads, G key/value heads, D head dim, R slots of a ring, V vocabulary.
 """

@@ -6,8 +6,8 @@ will ask for again. Keys are stored after rotary, so their order in the ring mea
 layer whose window reaches beyond the capacity has a slot for every position and never forgets.
 
 Rows of a batch may stand at different positions. `prev_embedding` is the neighbour that smear mixes into the
-next text token: zeros where there is none (at the start, and after audio), since a zero neighbour adds nothing.
-A cache is for inference: it carries no gradients.
+next text token: zeros where there is none (at the start, and after audio), since a zero neighbour adds
+nothing. A cache is for inference: it carries no gradients.
 
 Legend: B batch, T new rows of this pass, R slots of a layer's ring, G key/value heads, D head dim, C width.
 """
@@ -35,7 +35,7 @@ class Snapshot:
 
 
 class KVCache:
-    """Keys and values of every layer for `batch` rows of up to `capacity` positions, audio and text together."""
+    """Keys and values of all layers for `batch` rows of up to `capacity` positions, audio and text together."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Continuation:
         return y
 
     def _band(self, window: int, slots: int, filled: int) -> Tensor:
-        """Who sees whom among [the first `filled` slots | the new rows]; one mask for all layers of a kind."""
+        """Who sees whom among [the first `filled` slots | the new rows]; one mask per window."""
         if window not in self._visible:
             newest = self.positions[:, :1] - 1
             slot = torch.arange(filled, device=newest.device)

@@ -1,7 +1,7 @@
 """The small parts the networks are made of: matrices, tables, and the functions between them.
 
-Weights are kept in fp32 and multiplied in the activations' dtype. The narrow copy of a matrix is made once per
-change of its weight, not once per use: a step with many microbatches, or a whole conversation, needs it once.
+Weights are kept in fp32 and multiplied in the activations' dtype. The narrow copy of a matrix is made once
+per change of its weight, not once per use: a step of many microbatches, or a whole conversation, needs one.
 """
 
 from __future__ import annotations
