@@ -214,6 +214,19 @@ def test_chunked_loss_is_the_plain_one_with_its_gradients() -> None:
     assert torch.isnan(mean_loss(x, weight, torch.full_like(targets, -1), 15.0))
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_loss_and_gradients() -> None:
+    """The windows differ and so do value embeddings, so every kind of block is compiled."""
+    (ids, targets), models = batch(160), [small_gpt(n_layer=3), small_gpt(n_layer=3)]
+    models[1].compile_blocks()
+    losses = [gpt(ids, targets) for gpt in models]
+    for loss in losses:
+        loss.backward()
+    assert_close(losses[1], losses[0])
+    for plain, compiled in zip(*(gpt.parameters() for gpt in models), strict=True):
+        assert (compiled.grad - plain.grad).norm() <= 1e-5 * plain.grad.norm() + 1e-9
+
+
 # -- audio ------------------------------------------------------------------------------------------
 
 

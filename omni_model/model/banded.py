@@ -31,7 +31,7 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     fits = window >= q.size(1) - 1
     if fits or q.dtype != torch.float32 or q.device.type != "cpu":
         return attend(q, k, v, window)
-    return _Banded.apply(q, k, v, window)
+    return _banded(q, k, v, window)[0]
 
 
 def _blocks(length: int, window: int) -> Iterator[tuple[slice, slice]]:
@@ -63,42 +63,75 @@ def _by_token(x: Tensor, batch: int) -> Tensor:
     return x.reshape(batch, -1, length, dim).transpose(1, 2).contiguous()
 
 
-class _Banded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        kv_heads = k.size(2)
-        q, k, v = (_by_kv_head(x, kv_heads) for x in (q, k, v))
-        k, v = k.squeeze(1), v.squeeze(1)  # (N, T, D)
-        y, lse = torch.empty_like(q), q.new_empty((*q.shape[:3], 1))
-        repeats, scale = q.size(1), q.size(-1) ** -0.5
-        for queries, keys in _blocks(q.size(2), window):
-            mask = _hidden(queries, keys, window, q, repeats)
-            rows = q[:, :, queries].flatten(1, 2)  # (N, R b, D)
-            scores = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale)  # (N, R b, S)
-            norm = scores.logsumexp(-1, keepdim=True)
-            weights = scores.sub_(norm).exp_()
-            y[:, :, queries] = torch.bmm(weights, v[:, keys]).unflatten(1, (repeats, -1))
-            lse[:, :, queries] = norm.unflatten(1, (repeats, -1))
-        ctx.save_for_backward(q, k, v, y, lse)
-        ctx.window, ctx.batch = window, q.size(0) // kv_heads
-        return _by_token(y, ctx.batch)
+@torch.library.custom_op("omni::banded", mutates_args=())
+def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """y (B, T, H, D) and the log-sum-exp of every query's scores (N, R, T, 1)."""
+    batch, kv_heads = k.size(0), k.size(2)
+    q, k, v = (_by_kv_head(x, kv_heads) for x in (q, k, v))
+    k, v = k.squeeze(1), v.squeeze(1)  # (N, T, D)
+    y, lse = torch.empty_like(q), q.new_empty((*q.shape[:3], 1))
+    repeats, scale = q.size(1), q.size(-1) ** -0.5
+    for queries, keys in _blocks(q.size(2), window):
+        mask = _hidden(queries, keys, window, q, repeats)
+        rows = q[:, :, queries].flatten(1, 2)  # (N, R b, D)
+        scores = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale)  # (N, R b, S)
+        norm = scores.logsumexp(-1, keepdim=True)
+        weights = scores.sub_(norm).exp_()
+        y[:, :, queries] = torch.bmm(weights, v[:, keys]).unflatten(1, (repeats, -1))
+        lse[:, :, queries] = norm.unflatten(1, (repeats, -1))
+    return _by_token(y, batch), lse
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, y, lse = ctx.saved_tensors
-        grad = _by_kv_head(grad, q.size(0) // ctx.batch)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        shift = (grad * y).sum(-1, keepdim=True)  # what the softmax takes off every score's gradient
-        repeats, scale = q.size(1), q.size(-1) ** -0.5
-        for queries, keys in _blocks(q.size(2), ctx.window):
-            mask = _hidden(queries, keys, ctx.window, q, repeats)
-            rows, grad_rows, row_lse, row_shift = (
-                x[:, :, queries].flatten(1, 2) for x in (q, grad, lse, shift)
-            )
-            weights = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale).sub_(row_lse).exp_()
-            grad_v[:, keys].baddbmm_(weights.mT, grad_rows)
-            grad_scores = torch.bmm(grad_rows, v[:, keys].mT).sub_(row_shift).mul_(weights)
-            grad_q[:, :, queries] = (torch.bmm(grad_scores, k[:, keys]) * scale).unflatten(1, (repeats, -1))
-            grad_k[:, keys].baddbmm_(grad_scores.mT, rows, alpha=scale)
-        grads = (grad_q, grad_k.unsqueeze(1), grad_v.unsqueeze(1))
-        return (*(_by_token(x, ctx.batch) for x in grads), None)
+
+@torch.library.custom_op("omni::banded_backward", mutates_args=())
+def _banded_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, kv_heads = k.size(0), k.size(2)
+    q, k, v, y, grad = (_by_kv_head(x, kv_heads) for x in (q, k, v, y, grad))
+    k, v = k.squeeze(1), v.squeeze(1)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    shift = (grad * y).sum(-1, keepdim=True)  # what the softmax takes off every score's gradient
+    repeats, scale = q.size(1), q.size(-1) ** -0.5
+    for queries, keys in _blocks(q.size(2), window):
+        mask = _hidden(queries, keys, window, q, repeats)
+        rows, grad_rows, row_lse, row_shift = (x[:, :, queries].flatten(1, 2) for x in (q, grad, lse, shift))
+        weights = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale).sub_(row_lse).exp_()
+        grad_v[:, keys].baddbmm_(weights.mT, grad_rows)
+        grad_scores = torch.bmm(grad_rows, v[:, keys].mT).sub_(row_shift).mul_(weights)
+        grad_q[:, :, queries] = (torch.bmm(grad_scores, k[:, keys]) * scale).unflatten(1, (repeats, -1))
+        grad_k[:, keys].baddbmm_(grad_scores.mT, rows, alpha=scale)
+    return (
+        _by_token(grad_q, batch),
+        _by_token(grad_k.unsqueeze(1), batch),
+        _by_token(grad_v.unsqueeze(1), batch),
+    )
+
+
+# What torch.compile and autograd need to know of an operator that they do not look into.
+
+
+@_banded.register_fake
+def _banded_shapes(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    batch, length, heads, _ = q.shape
+    lse = q.new_empty((batch * k.size(2), heads // k.size(2), length, 1))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@_banded_backward.register_fake
+def _banded_backward_shapes(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dense = torch.contiguous_format
+    return tuple(torch.empty_like(x, memory_format=dense) for x in (q, k, v))  # type: ignore[return-value]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.window = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_banded_backward(grad, *ctx.saved_tensors, ctx.window), None)
+
+
+_banded.register_autograd(_differentiate, setup_context=_remember)
