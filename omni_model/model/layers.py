@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omni_model.model.softcap_loss import Product
+
 
 class Linear(nn.Linear):
     """A bias-free matrix, multiplied in the input's dtype. Its memory is raw until GPT.init_weights."""
@@ -38,6 +40,10 @@ class Linear(nn.Linear):
         if self._narrow is None or self._narrow.dtype != dtype:
             return self.weight.to(dtype)
         return _Narrowed.apply(self.weight, self._narrow)
+
+    def product(self) -> Product | None:
+        """How a loss that multiplies by this matrix itself should do it; None: plainly, by `matrix`."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.matrix(x.dtype))

@@ -13,7 +13,8 @@ Legend: N tokens, C width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,36 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -1  # a target that is not scored
+
+
+class Product(Protocol):
+    """z = x W^T and its way back, in whatever arithmetic."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        """x (N, C) -> z (N, V or more), and what backward asks for."""
+
+    def backward(
+        self, grad: Tensor, kept: Any, grad_x: Tensor | None, grad_weight: Tensor | None, *, first: bool
+    ) -> None:
+        """From dz (N, V): write dx into grad_x (N, C) and dW into grad_weight (V, C), adding if not first."""
+
+
+@dataclass(frozen=True)
+class PlainProduct:
+    """The product in the dtype of weight (V, C)."""
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(x, self.weight), x
+
+    def backward(
+        self, grad: Tensor, kept: Tensor, grad_x: Tensor | None, grad_weight: Tensor | None, *, first: bool
+    ) -> None:
+        if grad_x is not None:
+            torch.mm(grad, self.weight, out=grad_x)
+        if grad_weight is not None:
+            _accumulate(grad_weight, grad.mT, kept, first=first)
 
 
 def softcap_logits(x: Tensor, weight: Tensor, softcap: float) -> Tensor:
@@ -47,16 +78,19 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> 
     return torch.cat(parts)
 
 
-def mean_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+def mean_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float, product: Product | None = None
+) -> Tensor:
     """Mean cross entropy in nats over the targets that are not -1; nan when there is none.
 
     x (N, C), weight (V, C), targets (N,). Tokens without a target cost nothing: they leave before the head.
+    Where gradients are made, `product` may multiply by the weight in another arithmetic.
     """
     scored = (targets != IGNORED).nonzero().squeeze(1)
     if scored.numel() < targets.numel():
         x, targets = x[scored], targets[scored]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _MeanLoss.apply(x, weight, targets, softcap)
+        return _MeanLoss.apply(x, weight, targets, softcap, product or PlainProduct(weight.detach()))
     return token_losses(x, weight, targets, softcap).mean()
 
 
@@ -68,18 +102,19 @@ class _MeanLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float, product: Product
+    ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if wants_x else None
         grad_weight = torch.empty_like(weight, dtype=torch.float32) if wants_weight else None
         total = x.new_zeros((), dtype=torch.float32)
         for rows in _slices(x.size(0), _chunk_tokens(weight)):
-            loss, grad_z = _loss_and_grad(x[rows], weight, targets[rows], softcap)
+            z, kept = product.forward(x[rows])
+            loss, grad_z = _loss_and_grad(z[:, : weight.size(0)], targets[rows], softcap)
             total += loss
-            if grad_x is not None:
-                torch.mm(grad_z, weight, out=grad_x[rows])
-            if grad_weight is not None:
-                _accumulate(grad_weight, grad_z.mT, x[rows], first=rows.start == 0)
+            into_x = None if grad_x is None else grad_x[rows]
+            product.backward(grad_z, kept, into_x, grad_weight, first=rows.start == 0)
         ctx.grads, ctx.count = (grad_x, grad_weight), x.size(0)
         return total / x.size(0)
 
@@ -91,18 +126,17 @@ class _MeanLoss(torch.autograd.Function):
         for each in (grad_x, grad_weight):
             if each is not None:
                 each.mul_(scale)
-        return grad_x, grad_weight, None, None
+        return grad_x, grad_weight, None, None, None
 
 
-def _loss_and_grad(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk and its gradient d loss / d z (N, V) in x's dtype."""
-    z = F.linear(x, weight)
+def _loss_and_grad(z: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk's z (N, V), which is used up, and d loss / d z in its dtype."""
     wide = z.float()  # z itself in fp32
     total = wide.new_zeros(())
     # The chunk is as large as matrix products like it; what follows is bound by memory and stays in cache.
-    for rows in _slices(x.size(0), max(1, _CACHED_ENTRIES // weight.size(0)) if not x.is_cuda else x.size(0)):
+    for rows in _slices(z.size(0), max(1, _CACHED_ENTRIES // z.size(1)) if not z.is_cuda else z.size(0)):
         total += _replace_by_grad(wide[rows], targets[rows], softcap)
-    return total, wide.to(x.dtype)
+    return total, wide.to(z.dtype)
 
 
 def _replace_by_grad(z: Tensor, targets: Tensor, softcap: float) -> Tensor:
