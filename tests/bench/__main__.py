@@ -1,29 +1,36 @@
-"""The door: `python -m tests.bench NAME [--rounds N]`."""
+"""The door: `python -m tests.bench NAME [options]`."""
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tests.bench import commands
+from tests.bench import commands, gpt
 from tests.bench.measure import table
-
-BENCHES = {"commands": commands.measure}
 
 
 def main() -> int:
     """Run one measurement, print it and write it."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure, side by side.")
-    parser.add_argument("name", choices=sorted(BENCHES))
-    parser.add_argument("--rounds", type=int, default=9)
+    benches = parser.add_subparsers(dest="name", required=True)
+    looking = benches.add_parser("commands", help="what looking costs")
+    looking.add_argument("--rounds", type=int, default=9)
+    gpt.add_arguments(benches.add_parser("gpt", help="our GPT beside nanochat's"))
     arguments = parser.parse_args()
-    rows = BENCHES[arguments.name](arguments.rounds)
-    print(table(rows))
+    record = gpt.measure(arguments) if arguments.name == "gpt" else _commands(arguments.rounds)
     path = Path(__file__).resolve().parents[2] / "runs" / "bench" / f"{arguments.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{path}")
     return 0
+
+
+def _commands(rounds: int) -> list[dict[str, Any]]:
+    rows = commands.measure(rounds)
+    print(table(rows))
+    return [asdict(row) for row in rows]
 
 
 if __name__ == "__main__":
