@@ -36,6 +36,22 @@ def prepare_torch(runtime: Runtime, seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def join_ranks() -> tuple[int, int]:
+    """This process's rank and their number, once all that torchrun started have met; (0, 1) without torchrun.
+
+    Tensors on the CPU travel by gloo, those on cards by NCCL; each process takes the card of its local rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
 def describe() -> dict[str, Any]:
     """Processor count, memory and accelerators, as `omni doctor` prints them. Imports torch."""
     import torch

@@ -16,15 +16,8 @@ from torch import Tensor, nn
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.training import checkpoint, schedule
 from omni_model.training.loop import Objective, train
-from omni_model.training.optim import (
-    MuonAdamW,
-    equilibrate_rows,
-    parameter_groups,
-    plain_adamw,
-    polar_factor,
-    set_lr,
-    set_muon,
-)
+from omni_model.training.optim import MuonAdamW, parameter_groups, plain_adamw, set_lr, set_muon
+from omni_model.training.polar import equilibrate_rows, polar_factor
 
 
 def tiny_gpt() -> GPT:
