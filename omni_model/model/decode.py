@@ -23,6 +23,7 @@ from omni_model.model.gpt import GPT, Attention, Block
 from omni_model.model.kv_cache import KVCache
 from omni_model.model.layers import rms_norm
 from omni_model.model.lora import lora_parameters, merged
+from omni_model.model.thin import ThinProduct
 
 WARMUP_STEPS = 3  # before a CUDA graph is recorded: kernels load and libraries allocate on first use
 
@@ -31,10 +32,10 @@ WARMUP_STEPS = 3  # before a CUDA graph is recorded: kernels load and libraries 
 class _Layer:
     """What one block multiplies with. `joined` maps C to q, k, v (and the gate of each kv head)."""
 
-    joined: Tensor
-    proj: Tensor
-    rise: Tensor
-    fall: Tensor
+    joined: ThinProduct
+    proj: ThinProduct
+    rise: ThinProduct
+    fall: ThinProduct
     value_rows: Tensor | None  # (V, G D)
     resid: float
     x0: float
@@ -55,7 +56,7 @@ class Decoder:
         self.table = gpt.transformer["wte"].weight.detach()
         self.smear_gate = gpt.smear_gate.weight.detach().to(self.dtype)
         self.smear, self.backout = gpt.smear_lambda.item(), gpt.backout_lambda.item()
-        self.head = gpt.lm_head.weight[: gpt.config.vocab_size].to(self.weight_dtype)
+        self.head = ThinProduct(gpt.lm_head.weight[: gpt.config.vocab_size].to(self.weight_dtype))
         # Both halves of a head are turned with one pair of rows: y = x [cos cos] + swapped(x) [sin -sin].
         self.cos = torch.cat([gpt.cos, gpt.cos], dim=1)
         self.sin = torch.cat([gpt.sin, -gpt.sin], dim=1)
@@ -71,10 +72,10 @@ class Decoder:
             parts.append(F.pad(gate, (0, self.config.n_embd - gate.size(1))))  # it reads the first channels
             value_rows = gpt.value_embeds[str(layer)].weight.detach()
         return _Layer(
-            joined=torch.cat(parts).to(self.weight_dtype),
-            proj=attn.c_proj.weight.detach().to(self.weight_dtype),
-            rise=block.mlp.c_fc.weight.detach().to(self.weight_dtype),
-            fall=block.mlp.c_proj.weight.detach().to(self.weight_dtype),
+            joined=ThinProduct(torch.cat(parts).to(self.weight_dtype)),
+            proj=ThinProduct(attn.c_proj.weight.to(self.weight_dtype)),
+            rise=ThinProduct(block.mlp.c_fc.weight.to(self.weight_dtype)),
+            fall=ThinProduct(block.mlp.c_proj.weight.to(self.weight_dtype)),
             value_rows=value_rows,
             resid=gpt.resid_lambdas[layer].item(),
             x0=gpt.x0_lambdas[layer].item(),
@@ -116,17 +117,14 @@ class Decoder:
             q, k, v = self._project(layer, rms_norm(x), tokens, turn)
             keys, values = cache.keys[number], cache.values[number]
             y = _attend(q, k, v, keys, values, positions, start, visible)
-            x = x + self._multiply(y.flatten(1), layer.proj)
-            hidden = self._multiply(rms_norm(x), layer.rise).relu_().square_()
-            x = x + self._multiply(hidden, layer.fall)
+            x = x + layer.proj(y.flatten(1))
+            hidden = layer.rise(rms_norm(x)).relu_().square_()
+            x = x + layer.fall(hidden)
             if number == config.n_layer // 2:
                 halfway = x
         cache.advance(torch.ones_like(positions), embedding)
-        z = self._multiply(rms_norm(torch.sub(x, halfway, alpha=self.backout)), self.head).float()
+        z = self.head(rms_norm(torch.sub(x, halfway, alpha=self.backout))).float()
         return z.div_(config.softcap).tanh_().mul_(config.softcap)
-
-    def _multiply(self, x: Tensor, matrix: Tensor) -> Tensor:
-        return F.linear(x.to(matrix.dtype), matrix).to(self.dtype)
 
     def _project(
         self, layer: _Layer, x: Tensor, tokens: Tensor, turn: tuple[Tensor, Tensor]
@@ -134,7 +132,7 @@ class Decoder:
         """q (B, H, D), k and v (B, G, D) of normed rows x (B, C)."""
         config = self.config
         heads, kv_heads, dim = config.n_head, config.n_kv_head, config.head_dim
-        joined = self._multiply(x, layer.joined)
+        joined = layer.joined(x)
         split = (heads + kv_heads) * dim
         qk = joined[:, :split].view(-1, heads + kv_heads, dim)
         v = joined[:, split : split + kv_heads * dim].view(-1, kv_heads, dim)
