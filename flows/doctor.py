@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from omni_model.config import BadInput
 from omni_model.storage import default_root, open_store
@@ -25,7 +26,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, in the order in which one needs the other."""
-    return [_python(), *_packages(), _machine(), _store(), _server(), _encoder()]
+    return [_python(), *_packages(), _machine(), _store(), *_attention(), _server(), _encoder()]
 
 
 def _python() -> Check:
@@ -64,6 +65,27 @@ def _store() -> Check:
         return Check("store", False, str(error))
     free_gib = shutil.disk_usage(root).free / 2**30
     return Check("store", free_gib > LOW_DISK_GIB, f"{root}, {free_gib:.0f} GiB free")
+
+
+def _attention() -> list[Check]:
+    """Which attention kernel each device would use, and why not another; the store keeps what was found."""
+    from omni_model.hardware import attention_kernels
+
+    if not _store().good:
+        return []
+    verdicts = open_store(default_root()).root / ".kernels" / "attention.json"
+    if not verdicts.exists():
+        print("trying this machine's attention kernels, which is done once ...", file=sys.stderr, flush=True)
+    try:
+        devices = attention_kernels(verdicts)
+    except RuntimeError as error:
+        return [Check("attention", False, f"no kernel could be tried: {error}")]
+    return [Check(f"attention, {device['dtype']}", True, _kernels_in_words(device)) for device in devices]
+
+
+def _kernels_in_words(device: dict[str, Any]) -> str:
+    tried = "; ".join(f"{verdict['kernel']} {verdict['sentence']}" for verdict in device["verdicts"])
+    return f"{device['chosen']} on {device['device']} ({tried})"
 
 
 def _server() -> Check:

@@ -4,14 +4,28 @@ Results may not depend on how many threads or which machine computed them more t
 them to, so everything that does is set here, once, before a stage touches a tensor.
 """
 
-import os
-from typing import Any
+from __future__ import annotations
 
-from omni_model.config import Runtime
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omni_model.artifacts import write_atomically
+from omni_model.config import BadInput, Runtime
+
+if TYPE_CHECKING:
+    import torch
 
 # One thread per process is the fastest use of a few cores here: stages run side by side, and OpenMP's
 # spinning at barriers costs several times the work when another process wants the same core.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+DTYPES = ("bfloat16", "float16", "float32")
+WORTH_A_SWITCH = 1.1  # times as fast
 
 
 def fix_environment(runtime: Runtime) -> None:
@@ -31,9 +45,69 @@ def prepare_torch(runtime: Runtime, seed: int) -> None:
 
     torch.set_num_threads(runtime.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # On a CPU, where "medium" (oneDNN's GEMM) doubles large products, it slows SDPA and small models by half.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, and filling takes time
+    # On a CPU "medium" may speed large products up (see speed_up_products) and slows small models by half.
     torch.set_float32_matmul_precision("high" if torch.cuda.is_available() else "highest")
     torch.manual_seed(seed)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """dtype of the GPT's activations: NANOCHAT_DTYPE, else bf16 on cards that multiply it, fp32 elsewhere.
+
+    Raises:
+        BadInput: NANOCHAT_DTYPE is none of bfloat16, float16, float32.
+    """
+    import torch
+
+    named = os.environ.get("NANOCHAT_DTYPE")
+    if named and named not in DTYPES:
+        raise BadInput(f"NANOCHAT_DTYPE is {named!r}; set it to {', '.join(DTYPES)}, or to nothing")
+    if not named:
+        multiplies = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        named = "bfloat16" if multiplies else "float32"
+    dtype: torch.dtype = getattr(torch, named)
+    return dtype
+
+
+def speed_up_products(kept: Path) -> str:
+    """Let large fp32 products on a CPU go the faster of torch's two ways, where that is as exact; returns it.
+
+    "medium" hands them to oneDNN. Depending on the processor that is up to twice as fast with the same
+    rounding, slower, or computed in bf16. What it is here is measured once and kept in the file `kept`, so
+    that a stage which was killed goes on as it began. Small products gain nothing: ask for wide models only.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.get_float32_matmul_precision()
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(_measured_precision()))
+    choice: str = json.loads(kept.read_text())
+    torch.set_float32_matmul_precision(choice)
+    return choice
+
+
+def _measured_precision() -> str:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((1024, 512), (4096, 512)))
+    exact = a.double() @ b.double().T
+    errors: dict[str, float] = {}
+    times: dict[str, list[float]] = {"highest": [], "medium": []}
+    for number in range(8):
+        for way, taken in times.items():
+            torch.set_float32_matmul_precision(way)
+            began = time.perf_counter()
+            product = a @ b.T
+            if number:  # the first is a warm-up
+                taken.append(time.perf_counter() - began)
+            errors[way] = (product - exact).abs().max().item()
+    torch.set_float32_matmul_precision(before)
+    faster = min(times["medium"]) * WORTH_A_SWITCH < min(times["highest"])
+    return "medium" if faster and errors["medium"] < 4 * errors["highest"] else "highest"
 
 
 def join_ranks() -> tuple[int, int]:
@@ -64,3 +138,23 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "gpus": cards,
     }
+
+
+def attention_kernels(verdicts_file: Path) -> list[dict[str, Any]]:
+    """Per device: `device`, `dtype`, the attention kernel `chosen` and the `verdicts` on all that were tried.
+
+    Takes seconds, once a card's verdicts are in the file; finding them can take minutes.
+
+    Raises:
+        RuntimeError: the process that tries them failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "omni_model.model.backends", str(verdicts_file)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no word"])[-1])
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found

@@ -84,6 +84,7 @@ def test_doctor_looks_at_everything(tmp_path: Path) -> None:
     found = {check["name"]: check for check in json.loads(done.stdout)}
     assert {"Python", "torch", "prefect", "espeakng-loader", "machine", "store"} <= set(found)
     assert {"Prefect server", "encoder weights"} <= set(found)
+    assert any(name.startswith("attention, ") for name in found)
     assert found["store"]["found"].startswith(str(tmp_path))
     assert done.returncode == (0 if all(check["good"] for check in found.values()) else 1)
 

@@ -208,6 +208,11 @@ def test_chunked_loss_is_the_plain_one_with_its_gradients() -> None:
         results.append((loss.detach(), a.grad, w.grad))
     for chunk, plain in zip(*results, strict=True):
         assert (chunk - plain).norm() <= 5e-6 * plain.norm()
+    w = weight.clone().requires_grad_()
+    twice = mean_loss(x, w, targets, 15.0)
+    twice.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated already"):
+        twice.backward()
     losses = token_losses(x, weight, targets, 15.0)
     assert losses[targets == -1].abs().sum() == 0
     assert_close(losses.sum() / (targets != -1).sum(), results[0][0])

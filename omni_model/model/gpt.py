@@ -24,9 +24,23 @@ from omni_model.model.banded import banded_attention
 from omni_model.model.checks import check_call
 from omni_model.model.gpt_config import GPTConfig, window_sizes
 from omni_model.model.kv_cache import Continuation, KVCache
-from omni_model.model.layers import Embedding, Linear, relu_squared, rms_norm, rotate
+from omni_model.model.layers import (
+    Embedding,
+    Linear,
+    relu_squared,
+    relu_squared_product,
+    rms_norm,
+    rotate,
+)
 from omni_model.model.layout import Layout
-from omni_model.model.softcap_loss import mean_loss, softcap_logits, token_losses
+from omni_model.model.softcap_loss import (
+    LossKernel,
+    compiled_kernel,
+    mean_loss,
+    replace_by_grad,
+    softcap_logits,
+    token_losses,
+)
 
 __all__ = ["GPT", "GPTConfig", "window_sizes"]
 
@@ -79,7 +93,10 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(relu_squared(self.c_fc(x)))
+        hidden = self.c_fc(x)
+        if type(self.c_proj) is Linear:  # neither adapted nor in fp8
+            return relu_squared_product(hidden, self.c_proj.matrix(x.dtype))
+        return self.c_proj(relu_squared(hidden))
 
 
 class Block(nn.Module):
@@ -119,7 +136,9 @@ class GPT(nn.Module):
         if compute_dtype != torch.float16:
             self.transformer["wte"].to(compute_dtype)
             self.value_embeds.to(compute_dtype)
-        self.kernel: Kernel = banded_attention  # any attention kernel; see backends
+        # What a card may do in another way; backends.equip chooses.
+        self.kernel: Kernel = banded_attention
+        self.loss_kernel: LossKernel = replace_by_grad
         for name in ("cos", "sin"):
             self.register_buffer(name, torch.empty(0, dtype=compute_dtype), persistent=False)
         if not self.lm_head.weight.is_meta:
@@ -170,12 +189,14 @@ class GPT(nn.Module):
         self.cos, self.sin = angle.cos().to(self.compute_dtype), angle.sin().to(self.compute_dtype)
 
     def compile_blocks(self) -> None:
-        """Let torch.compile fuse what lies between the products of each block; results agree to rounding.
+        """Let torch.compile fuse what lies between the products of blocks and loss, up to rounding.
 
         Blocks of one kind share their code, so a deep model takes no longer to compile than a flat one.
         """
         for block in self.transformer["h"]:
             block.compile(dynamic=False)
+        if self.loss_kernel is replace_by_grad:
+            self.loss_kernel = compiled_kernel()
 
     def num_params(self) -> int:
         """All parameters."""
@@ -246,7 +267,7 @@ class GPT(nn.Module):
         if targets is not None:
             scored = (layout.text_of(x).flatten(0, 1), head, targets.flatten(), config.softcap)
             if loss_reduction == "mean":
-                return mean_loss(*scored, self.lm_head.product())
+                return mean_loss(*scored, self.lm_head.product(), self.loss_kernel)
             return token_losses(*scored)
         rows = layout.text_of(x) if logits == "all" else layout.last_of(x)
         return softcap_logits(rows, head, config.softcap)

@@ -35,7 +35,7 @@ class Snapshot:
 
 
 class KVCache:
-    """Keys and values of all layers for `batch` rows of up to `capacity` positions, audio and text together."""
+    """Keys and values of all layers, for `batch` rows of up to `capacity` positions of audio and text."""
 
     def __init__(
         self,

@@ -80,18 +80,31 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)^2, remembering one tensor for the backward pass where relu and square would remember two."""
-    return _ReluSquared.apply(x)
+    """max(x, 0)^2."""
+    return x.relu().square()
 
 
-class _ReluSquared(torch.autograd.Function):
+def relu_squared_product(x: Tensor, weight: Tensor) -> Tensor:
+    """max(x, 0)^2 W^T for x (..., K), weight (N, K), remembering only max(x, 0) for the backward pass.
+
+    This is the widest tensor of a block; relu, square and product by themselves would remember two of it.
+    """
+    return _ReluSquaredProduct.apply(x, weight)
+
+
+class _ReluSquaredProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         positive = x.relu()
-        ctx.save_for_backward(positive)
-        return positive.square()
+        ctx.save_for_backward(positive, weight)
+        return F.linear(positive.square(), weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (grad * positive).mul_(2)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        positive, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).mul_(positive).mul_(2)
+        if ctx.needs_input_grad[1]:
+            grad_weight = grad.flatten(0, -2).mT @ positive.square().flatten(0, -2)
+        return grad_x, grad_weight

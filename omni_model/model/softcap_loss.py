@@ -12,8 +12,9 @@ Legend: N tokens, C width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -1  # a target that is not scored
+CACHED_ENTRIES = 2**18  # 1 MiB of fp32, which a core's own cache holds twice
+LossKernel = Callable[[Tensor, Tensor, float], Tensor]  # as replace_by_grad
 
 
 class Product(Protocol):
@@ -79,19 +82,26 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> 
 
 
 def mean_loss(
-    x: Tensor, weight: Tensor, targets: Tensor, softcap: float, product: Product | None = None
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float,
+    product: Product | None = None,
+    kernel: LossKernel | None = None,
 ) -> Tensor:
     """Mean cross entropy in nats over the targets that are not -1; nan when there is none.
 
-    x (N, C), weight (V, C), targets (N,). Tokens without a target cost nothing: they leave before the head.
-    Where gradients are made, `product` may multiply by the weight in another arithmetic.
+    x (N, C), weight (V, C), targets (N,). Where gradients are made, `product` may multiply by the weight in
+    another arithmetic and `kernel` do what replace_by_grad does.
     """
-    scored = (targets != IGNORED).nonzero().squeeze(1)
-    if scored.numel() < targets.numel():
-        x, targets = x[scored], targets[scored]
+    if not x.is_cuda:  # tokens without a target leave before the head; a GPU would have to wait for the count
+        scored = (targets != IGNORED).nonzero().squeeze(1)
+        if scored.numel() < targets.numel():
+            x, targets = x[scored], targets[scored]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _MeanLoss.apply(x, weight, targets, softcap, product or PlainProduct(weight.detach()))
-    return token_losses(x, weight, targets, softcap).mean()
+        how = product or PlainProduct(weight.detach()), kernel or replace_by_grad
+        return _MeanLoss.apply(x, weight, targets, softcap, *how)
+    return token_losses(x, weight, targets, softcap).sum() / (targets != IGNORED).sum()
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -103,7 +113,13 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float, product: Product
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        softcap: float,
+        product: Product,
+        kernel: LossKernel,
     ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if wants_x else None
@@ -111,44 +127,58 @@ class _MeanLoss(torch.autograd.Function):
         total = x.new_zeros((), dtype=torch.float32)
         for rows in _slices(x.size(0), _chunk_tokens(weight)):
             z, kept = product.forward(x[rows])
-            loss, grad_z = _loss_and_grad(z[:, : weight.size(0)], targets[rows], softcap)
-            total += loss
+            z = z[:, : weight.size(0)]
+            total += kernel(z, targets[rows], softcap)
             into_x = None if grad_x is None else grad_x[rows]
-            product.backward(grad_z, kept, into_x, grad_weight, first=rows.start == 0)
-        ctx.grads, ctx.count = (grad_x, grad_weight), x.size(0)
-        return total / x.size(0)
+            product.backward(z, kept, into_x, grad_weight, first=rows.start == 0)
+        ctx.grads, ctx.count = (grad_x, grad_weight), (targets != IGNORED).sum()
+        return total / ctx.count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight = ctx.grads
-        ctx.grads = (None, None)
+        if ctx.grads is None:
+            raise RuntimeError("The mean loss was differentiated already; compute it again for another time.")
+        (grad_x, grad_weight), ctx.grads = ctx.grads, None
         scale = grad / ctx.count
         for each in (grad_x, grad_weight):
             if each is not None:
                 each.mul_(scale)
-        return grad_x, grad_weight, None, None, None
+        return grad_x, grad_weight, None, None, None, None
 
 
-def _loss_and_grad(z: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk's z (N, V), which is used up, and d loss / d z in its dtype."""
-    wide = z.float()  # z itself in fp32
-    total = wide.new_zeros(())
-    # The chunk is as large as matrix products like it; what follows is bound by memory and stays in cache.
-    for rows in _slices(z.size(0), max(1, _CACHED_ENTRIES // z.size(1)) if not z.is_cuda else z.size(0)):
-        total += _replace_by_grad(wide[rows], targets[rows], softcap)
-    return total, wide.to(z.dtype)
-
-
-def _replace_by_grad(z: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Summed loss of fp32 z (N, V), which is overwritten with d loss / d z = (softmax - onehot) (1 - t^2)."""
-    goal = targets.unsqueeze(1)
+def _replace_fp32(z: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """d loss / d z = (softmax - onehot) (1 - t^2)."""
+    scored, goal = (targets != IGNORED).float().unsqueeze(1), targets.clamp_min(0).unsqueeze(1)
     t = z.div_(softcap).tanh_()
     goal_logit = t.gather(1, goal) * softcap
     grad = (t * softcap).exp_()
     sums = grad.sum(1, keepdim=True)
-    grad.div_(sums).scatter_add_(1, goal, torch.full_like(goal_logit, -1.0))
+    grad.mul_(scored / sums).scatter_add_(1, goal, -scored)
     torch.addcmul(grad, grad, t.square_(), value=-1.0, out=z)
-    return (sums.log() - goal_logit).sum()
+    return ((sums.log() - goal_logit) * scored).sum()
+
+
+def replace_by_grad(
+    z: Tensor, targets: Tensor, softcap: float, replace: LossKernel = _replace_fp32
+) -> Tensor:
+    """Summed loss, fp32, of z (N, V) in any dtype; z becomes that sum's gradient, 0 where target is -1.
+
+    `replace` does it for fp32.
+    """
+    # A chunk is as large as matrix products like it; what follows is bound by memory and stays in the cache.
+    size = z.size(0) if z.is_cuda else max(1, CACHED_ENTRIES // z.size(1))
+    total = torch.zeros((), device=z.device)
+    for rows in _slices(z.size(0), size):
+        wide = z[rows].float()  # the same memory where z is fp32
+        total += replace(wide, targets[rows], softcap)
+        if z.dtype != torch.float32:
+            z[rows] = wide.to(z.dtype)
+    return total
+
+
+def compiled_kernel() -> LossKernel:
+    """replace_by_grad with its passes fused by torch.compile."""
+    return partial(replace_by_grad, replace=torch.compile(_replace_fp32, dynamic=False))
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
@@ -166,10 +196,7 @@ def _slices(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-_CACHED_ENTRIES = 2**18  # 1 MiB of fp32, which a core's own cache holds twice
-
-
 def _chunk_tokens(weight: Tensor) -> int:
     """Tokens per chunk: the widest table that is small beside the rest of a training step."""
-    entries = 2**27 if weight.is_cuda else 2**23  # 512 or 32 MiB of fp32
+    entries = 2**27 if weight.is_cuda else 2**24  # 512 or 64 MiB of fp32
     return max(128, entries // weight.size(0))
