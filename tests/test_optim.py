@@ -156,12 +156,6 @@ def test_any_number_of_polynomials(steps: int) -> None:
     torch.testing.assert_close(torch.linalg.svdvals(long), torch.linalg.svdvals(short), rtol=1e-4, atol=1e-5)
 
 
-def test_half_a_symmetric_product_is_enough() -> None:
-    x = torch.randn(2, 300, 411, generator=draws(3))
-    torch.testing.assert_close(polar._symmetric_product(x, x.mT), x @ x.mT)
-    assert torch.equal(polar._symmetric_product(x, x.mT), polar._symmetric_product(x, x.mT).mT)
-
-
 def test_bf16_products_come_near() -> None:
     x = torch.randn(2, 64, 200, generator=draws(4))
     exact = polar_factor(x)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omni_model.config import BadInput
+from omni_model.hardware import compute_dtype, speed_up_products
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.training import checkpoint, schedule
 from omni_model.training.loop import Objective, train
@@ -305,3 +307,29 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="The loss of step 3 is nan: likely"):
         run(objective, tmp_path, 6, checkpoint_every_s=0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_the_way_of_multiplying_is_measured_once_and_exact(tmp_path: Path) -> None:
+    kept, before = tmp_path / "partial" / "products.json", torch.get_float32_matmul_precision()
+    try:
+        choice = speed_up_products(kept)
+        assert choice in ("highest", "medium", "high")
+        assert torch.get_float32_matmul_precision() == choice
+        a, b = torch.randn(300, 400), torch.randn(500, 400)
+        assert ((a @ b.T) - a.double() @ b.double().T).abs().max() < 1e-3
+        if not torch.cuda.is_available():
+            kept.write_text('"high"')
+            assert speed_up_products(kept) == "high"  # as it began, whatever the clock says now
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_compute_dtype_is_named_or_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = torch.device("cpu")
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    assert compute_dtype(processor) == torch.float32
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    assert compute_dtype(processor) == torch.bfloat16
+    monkeypatch.setenv("NANOCHAT_DTYPE", "int8")
+    with pytest.raises(BadInput, match="NANOCHAT_DTYPE is 'int8'; set it to bfloat16, float16, float32"):
+        compute_dtype(processor)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from omni_model.artifacts import TextCorpus, TokenizerFiles
 from omni_model.config import JSON, BadInput, GptShape, PretrainRecipe, Runtime
+from omni_model.hardware import speed_up_products
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.model.weights import save_gpt
 from omni_model.storage import Workspace
@@ -35,6 +36,7 @@ from omni_model.training.schedule import lr_multiplier
 EXAM_SEED = 20_260_401  # apart from every corpus, whatever its seed
 GATE_QUESTIONS, FINAL_QUESTIONS = 100, 400
 EXAMINE_EVERY = 25
+WIDE = 256  # channels from which the faster way of multiplying pays (flows/LOG.md)
 MUON_MOMENTUM = 0.95
 BLEND_SHARE = 0.5
 BLEND_SHARPNESS = (0.5, 1.0, 2.0, 4.0)
@@ -71,6 +73,8 @@ def pretrain(
     gpt = new_gpt(recipe.gpt, words.vocab_size, work.seed)
     if recipe.match_at_start:
         match_at_start(gpt)
+    if gpt.config.n_embd >= WIDE:
+        speed_up_products(work.partial / "products.json")
     objective = Pretraining(recipe, gpt, read_documents(text.out), words, work.seed)
     curve = train(
         objective,
