@@ -82,12 +82,19 @@ def train(options: argparse.Namespace, commits: list[str]) -> list[Contest]:
     rows, length = options.batch or (16 if card else 4), shape.sequence_len
     job = _job(options, "train", shape=shape, rows=rows, tokens=length, compiled=True)
     shipped, ours = _precisions(options)
-    entrants = [
-        Entrant("ours, compiled", replace(job, precision=ours)),
-        Entrant("ours, not compiled", replace(job, precision=ours, compiled=False)),
-    ]
     bars = {"bar": ">= 1.3x" if card else ">= 1.35x", "memory_bar": "<= 0.5x"}
-    for commit in commits:
+    size = f"d{shape.n_layer}, V {shape.vocab_size}, T {length}, B {rows}"
+    memory = "peak memory above weights, gradients and optimizer state"
+    contests = []
+    for commit in commits or [job.optimizer]:
+        job = replace(job, optimizer=commit)
+        entrants = [
+            Entrant("ours, compiled", replace(job, precision=ours)),
+            Entrant("ours, not compiled", replace(job, precision=ours, compiled=False)),
+        ]
+        contests.append(Contest(f"training step: {size}, optimizer of {commit}", entrants, memory=memory))
+        if not commits:
+            break
         name, upstream = f"nanochat {commit}", replace(job, side="nanochat", precision=shipped)
         entrants.append(Entrant(f"{name}, as shipped", upstream, commit, **bars))
         if ours != shipped:
@@ -96,9 +103,7 @@ def train(options: argparse.Namespace, commits: list[str]) -> list[Contest]:
         if card:
             whole = replace(upstream, shape=replace(shape, window_pattern="L"))
             entrants.append(Entrant(f"{name}, no windows", whole, commit, equal="not", **bars))
-    size = f"d{shape.n_layer}, V {shape.vocab_size}, T {length}, B {rows}"
-    memory = "peak memory above weights, gradients and optimizer state"
-    return [Contest(f"training step: {size}", entrants, memory=memory)]
+    return contests
 
 
 def prefill(options: argparse.Namespace, commits: list[str]) -> list[Contest]:

@@ -9,15 +9,18 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from omni_model.model.backends import equip
 from omni_model.model.decode import Decoder
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.training.optim import MuonAdamW, parameter_groups
 
+VERDICTS = Path(__file__).resolve().parents[2] / "runs" / "bench" / "attention.json"
 LEARNING_RATES = {"unembedding_lr": 0.004, "embedding_lr": 0.2, "matrix_lr": 0.02, "scalar_lr": 0.5}
 
 Update = Callable[[Tensor, Tensor], Tensor]  # ids and targets (B, T) -> loss; the weights have moved
@@ -43,8 +46,8 @@ class Side(Protocol):
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def updates(self, compiled: bool) -> Update:
-        """How a training stage makes one update."""
+    def updates(self, compiled: bool, optimizer: str) -> Update:
+        """How a training stage makes one update, with the optimizer of one of nanochat's commits."""
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Read a prompt (1, T) into a new cache; the logits (V,) after its last token."""
@@ -63,10 +66,13 @@ class Ours(Side):
         self.model = seeded_gpt(shape, dtype)
         self.model.to(device, dtype if narrow else None)
 
-    def updates(self, compiled: bool) -> Update:
-        polar = torch.bfloat16 if self.model.compute_dtype == torch.bfloat16 else torch.float32
+    def updates(self, compiled: bool, optimizer: str) -> Update:
+        newer = optimizer != "a825e63f"  # which had neither addition to Muon, and always multiplied in bf16
+        polar = self.model.compute_dtype if newer else torch.bfloat16
         groups = parameter_groups(self.model, **LEARNING_RATES)
-        self.optimizer = MuonAdamW(groups, polar_dtype=polar)
+        self.optimizer = MuonAdamW(groups, muon_eq=newer, muon_plus=newer, polar_dtype=polar)
+        if self.model.cos.is_cuda:
+            equip(self.model, VERDICTS)
         if compiled:
             self.model.compile_blocks()
         return _updates(self, self.model)
@@ -113,7 +119,7 @@ class Nanochat(Side):
         self.model.init_weights()
         self.model.load_state_dict(seeded_gpt(shape, dtype).state_dict())
 
-    def updates(self, compiled: bool) -> Update:
+    def updates(self, compiled: bool, optimizer: str) -> Update:
         self.optimizer = self.model.setup_optimizer(**LEARNING_RATES)
         return _updates(self, torch.compile(self.model, dynamic=False) if compiled else self.model)
 

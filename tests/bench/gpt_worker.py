@@ -7,25 +7,22 @@ it obeys one word per line of standard input, and answers each with one line of 
 repetition, "memory" a measurement of bytes. Meanwhile the others wait, so only one works at a time.
 """
 
-import ctypes
-import gc
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from tests.bench.gpt_sides import Nanochat, Ours, Shape, Side
 
 WARM_UP = 3  # repetitions that do not count: the first two may compile
-UPDATES_FOR_MEMORY = 3
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Job:
     dtype: str = "float32"  # of the activations
     narrow: bool = False  # keep all weights in that dtype
     compiled: bool = False
+    optimizer: str = "92d63d4"  # whose: nanochat's at that commit
     precision: str = "highest"  # of fp32 matrix products
     device: str = "cpu"
     threads: int = 1
@@ -60,7 +58,7 @@ class Contender:
 
 def train(job: Job, side: Side) -> Contender:
     """One update on the same batch again and again. Value: its first loss, before the optimizer had a say."""
-    update = side.updates(job.compiled)
+    update = side.updates(job.compiled, job.optimizer)
     tokens = _tokens(job, job.rows, job.tokens + 1)
     ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     losses = [update(ids, targets).item() for _ in range(WARM_UP)]
@@ -121,32 +119,22 @@ WORKS = {"train": train, "prefill": prefill, "decode": decode, "kv": kv}
 def working_bytes(side: Side, update: Callable[[None], None]) -> int:
     """Peak memory of an update above weights, one gradient per weight, and the optimizer's state.
 
-    On a card: the allocator's peak less those three. On a CPU: the process's peak resident memory less those
-    three and less what is resident but no tensor (the interpreter, compiled code, what the compiler left),
-    which is the resident memory between updates less the tensors then alive. So buffers that are kept between
-    updates count, and what compiling took does not: it happened before, and the peak is reset.
+    What tensors occupy, as the allocators of both devices tell it: on a CPU the resident memory of the
+    process also holds whatever the C library keeps for later, which differs by a hundred MiB from run to run.
+    Between updates only the weights and the state are there.
     """
     weights = list(side.model.parameters())
-    state = list(_tensors_of(dict(side.optimizer.state)))
-    owned = _bytes_of([*weights, *state]) + sum(w.numel() * w.element_size() for w in weights)
-    gc.collect()
+    gradients = _bytes_of(weights)
     if weights[0].is_cuda:
+        state = _bytes_of([*weights, *_tensors_of(dict(side.optimizer.state))])
         torch.cuda.reset_peak_memory_stats()
-        resident = alive = 0
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        alive = _bytes_of([*_alive(), *weights, *(w.grad for w in weights if w.grad is not None), *state])
-        resident = _status_bytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    for _ in range(UPDATES_FOR_MEMORY):
         update(None)
-    peak = torch.cuda.max_memory_allocated() if weights[0].is_cuda else _status_bytes("VmHWM")
-    return peak - (resident - alive) - owned
-
-
-def _alive() -> list[Tensor]:
-    """The tensors that Python holds."""
-    return [each for each in gc.get_objects() if type(each) in (Tensor, torch.nn.Parameter)]
+        return torch.cuda.max_memory_allocated() - state - gradients
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        update(None)
+    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    moves = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(nbytes for _, nbytes in moves)) - gradients
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -167,13 +155,6 @@ def _tensors_of(thing: object) -> Iterable[Tensor]:
             yield from _tensors_of(value)
     elif hasattr(thing, "__dict__"):
         yield from _tensors_of(vars(thing))
-
-
-def _status_bytes(field: str) -> int:
-    """A field of /proc/self/status that counts KiB."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found, f"/proc/self/status has no {field}"
-    return int(found[1]) * 1024
 
 
 def _tokens(job: Job, *size: int) -> Tensor:
