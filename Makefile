@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 run: $(READY)
 	$(VENV)/bin/omni run
 
-test: $(READY)
+test: $(VENV)/.kernels
 	$(VENV)/bin/python -m pytest
 
 check: $(READY)
@@ -22,4 +22,8 @@ setup: $(READY)
 
 $(READY): pyproject.toml infra/constraints.txt infra/setup.sh
 	bash infra/setup.sh $(VENV)
+	touch $@
+
+$(VENV)/.kernels: $(READY)
+	bash infra/setup.sh $(VENV) kernels
 	touch $@
