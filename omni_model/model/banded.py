@@ -11,6 +11,7 @@ keys of a block. The R heads that share keys are stacked as rows: a block's quer
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,13 +42,17 @@ def _blocks(length: int, window: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(max(0, start - window), stop)
 
 
-def _hidden(queries: slice, keys: slice, window: int, like: Tensor, repeats: int) -> Tensor:
+def _hidden(queries: slice, keys: slice, window: int, repeats: int) -> Tensor:
     """(R b, S): 0 where the key is seen, -inf where it is not."""
-    query = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
-    key = torch.arange(keys.start, keys.stop, device=like.device)
+    start, stop = queries.start - keys.start, queries.stop - keys.start
+    return _mask(start, stop, keys.stop - keys.start, window, repeats)  # alike for most blocks
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(start: int, stop: int, count: int, window: int, repeats: int) -> Tensor:
+    query, key = torch.arange(start, stop, device="cpu").unsqueeze(1), torch.arange(count, device="cpu")
     seen = (key <= query) & (key >= query - window)
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
-    return mask.repeat(repeats, 1)
+    return torch.zeros(seen.shape, device="cpu").masked_fill_(~seen, -torch.inf).repeat(repeats, 1)
 
 
 def _by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
@@ -67,18 +72,18 @@ def _by_token(x: Tensor, batch: int) -> Tensor:
 def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """y (B, T, H, D) and the log-sum-exp of every query's scores (N, R, T, 1)."""
     batch, kv_heads = k.size(0), k.size(2)
-    q, k, v = (_by_kv_head(x, kv_heads) for x in (q, k, v))
+    q, k, v = (_by_kv_head(x, kv_heads) for x in (q * q.size(-1) ** -0.5, k, v))
     k, v = k.squeeze(1), v.squeeze(1)  # (N, T, D)
     y, lse = torch.empty_like(q), q.new_empty((*q.shape[:3], 1))
-    repeats, scale = q.size(1), q.size(-1) ** -0.5
+    repeats = q.size(1)
     for queries, keys in _blocks(q.size(2), window):
-        mask = _hidden(queries, keys, window, q, repeats)
         rows = q[:, :, queries].flatten(1, 2)  # (N, R b, D)
-        scores = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale)  # (N, R b, S)
-        norm = scores.logsumexp(-1, keepdim=True)
-        weights = scores.sub_(norm).exp_()
-        y[:, :, queries] = torch.bmm(weights, v[:, keys]).unflatten(1, (repeats, -1))
-        lse[:, :, queries] = norm.unflatten(1, (repeats, -1))
+        scores = torch.bmm(rows, k[:, keys].mT).add_(_hidden(queries, keys, window, repeats))  # (N, R b, S)
+        top = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        y[:, :, queries] = torch.bmm(weights, v[:, keys]).div_(total).unflatten(1, (repeats, -1))
+        lse[:, :, queries] = total.log_().add_(top).unflatten(1, (repeats, -1))
     return _by_token(y, batch), lse
 
 
@@ -87,19 +92,20 @@ def _banded_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, kv_heads = k.size(0), k.size(2)
-    q, k, v, y, grad = (_by_kv_head(x, kv_heads) for x in (q, k, v, y, grad))
+    scale = q.size(-1) ** -0.5
+    q, k, v, y, grad = (_by_kv_head(x, kv_heads) for x in (q * scale, k, v, y, grad))
     k, v = k.squeeze(1), v.squeeze(1)
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     shift = (grad * y).sum(-1, keepdim=True)  # what the softmax takes off every score's gradient
-    repeats, scale = q.size(1), q.size(-1) ** -0.5
+    repeats = q.size(1)
     for queries, keys in _blocks(q.size(2), window):
-        mask = _hidden(queries, keys, window, q, repeats)
         rows, grad_rows, row_lse, row_shift = (x[:, :, queries].flatten(1, 2) for x in (q, grad, lse, shift))
-        weights = torch.baddbmm(mask, rows, k[:, keys].mT, alpha=scale).sub_(row_lse).exp_()
+        scores = torch.bmm(rows, k[:, keys].mT).add_(_hidden(queries, keys, window, repeats))
+        weights = scores.sub_(row_lse).exp_()
         grad_v[:, keys].baddbmm_(weights.mT, grad_rows)
         grad_scores = torch.bmm(grad_rows, v[:, keys].mT).sub_(row_shift).mul_(weights)
-        grad_q[:, :, queries] = (torch.bmm(grad_scores, k[:, keys]) * scale).unflatten(1, (repeats, -1))
-        grad_k[:, keys].baddbmm_(grad_scores.mT, rows, alpha=scale)
+        grad_q[:, :, queries] = torch.bmm(grad_scores, k[:, keys]).mul_(scale).unflatten(1, (repeats, -1))
+        grad_k[:, keys].baddbmm_(grad_scores.mT, rows)
     return (
         _by_token(grad_q, batch),
         _by_token(grad_k.unsqueeze(1), batch),
