@@ -1,4 +1,4 @@
-"""On a card: every attention kernel and the softcap kernel against the truth, and the choice between them."""
+"""On a card: every kernel against the truth and the choice between them, recorded steps, a training step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from omni_model.model.attention import attend
-from omni_model.model.backends import CANDIDATES, KERNELS, TOLERANCE, choose, examine, probe
+from omni_model.model.backends import CANDIDATES, KERNELS, TOLERANCE, choose, equip, examine, probe
+from omni_model.model.decode import Decoder
+from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.model.probe import errors
+from omni_model.training.optim import MuonAdamW, parameter_groups
+from tests.test_cache import long_ids
 from tests.test_kernels import SOFTCAP, inputs, passes, softcap_errors
+from tests.test_model import small_gpt
 
 pytestmark = [
     pytest.mark.gpu,
@@ -94,3 +99,47 @@ def test_the_choice_is_the_fastest_that_works(verdicts_file: Path) -> None:
     times = {verdict.kernel: verdict.ms for verdict in verdicts if verdict.works and verdict.ms}
     assert times[chosen] <= 1.05 * min(times.values())
     print({verdict.kernel: verdict.sentence for verdict in verdicts})
+
+
+@torch.no_grad()
+def test_recorded_steps_equal_forward_wherever_the_cache_went() -> None:
+    """Through a CUDA graph: rows apart, back to a moment, and after a pass that moved the cache."""
+    gpt, ids = small_gpt().to(CARD), long_ids(300).to(CARD)
+    decoder, stepped, passed = Decoder(gpt), gpt.new_cache(2, 330), gpt.new_cache(2, 330)
+    caches, moments = (stepped, passed), []
+    for cache in caches:
+        gpt(ids[:, :280], text_lengths=torch.tensor([280, 90], device=CARD), cache=cache, logits="last")
+    for number, tokens in enumerate(ids.unbind(1)[100:140]):
+        if number == 10:
+            moments = [cache.snapshot() for cache in caches]
+        if number == 20:
+            for cache, moment in zip(caches, moments, strict=True):
+                cache.restore(moment)
+        if number == 30:
+            for cache in caches:
+                gpt(ids[:, 5:9], cache=cache)
+        expected = gpt(tokens.unsqueeze(1), cache=passed)[:, 0]
+        torch.testing.assert_close(decoder.step(tokens, stepped), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(stepped.positions, passed.positions)
+
+
+def test_a_training_step_on_the_card_is_that_of_the_processor(verdicts_file: Path) -> None:
+    """In bf16 with the kernels chosen for the card, blocks compiled: the loss of three steps within bf16."""
+    ids = long_ids(400)[:, :300] % 100
+    losses = []
+    for device, dtype in ((torch.device("cpu"), torch.float32), (CARD, torch.bfloat16)):
+        gpt = GPT(
+            GPTConfig(sequence_len=512, vocab_size=100, n_layer=4, n_head=2, n_kv_head=1, n_embd=128), dtype
+        )
+        gpt.to(device)
+        if device == CARD:
+            equip(gpt, verdicts_file)
+            gpt.compile_blocks()
+        optimizer = MuonAdamW(parameter_groups(gpt), polar_dtype=dtype)
+        for _ in range(3):
+            loss = gpt(ids[:, :-1].to(device), ids[:, 1:].to(device))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[3:] == pytest.approx(losses[:3], rel=0.02)
