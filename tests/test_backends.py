@@ -23,7 +23,6 @@ from omni_model.model.backends import (
     KERNELS,
     TOLERANCE,
     Verdict,
-    choose,
     examine,
     fastest,
     probe,
@@ -226,16 +225,20 @@ def test_the_fastest_that_works_is_chosen_on_a_card_and_the_first_elsewhere(
     assert fastest(device, found) == name
 
 
+def chosen(device: torch.device, cache_file: Path) -> str:
+    return fastest(device.type, examine(device, torch.float32, 32, cache_file))
+
+
 def test_the_choice_on_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_file = tmp_path / "verdicts.json"
-    assert choose(CPU, torch.float32, 32, cache_file) == "banded"
+    assert chosen(CPU, cache_file) == "banded"
     (kept,) = json.loads(cache_file.read_text()).values()
     assert kept["max_error"] < 1e-5
     assert kept["ms"] is None  # nothing is timed on a processor
     monkeypatch.setattr(subprocess, "run", None)  # from here on the file has to be enough
-    assert choose(CPU, torch.float32, 32, cache_file) == "banded"
+    assert chosen(CPU, cache_file) == "banded"
     assert [verdict.kernel for verdict in examine(CPU, torch.float32, 32, cache_file)] == ["banded"]
-    assert choose(torch.device("meta"), torch.float32, 32, cache_file) == "sdpa"
+    assert chosen(torch.device("meta"), cache_file) == "sdpa"
 
 
 def test_every_candidate_is_a_kernel_and_the_plain_one_is_among_them() -> None:

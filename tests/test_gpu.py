@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omni_model.model.attention import attend
-from omni_model.model.backends import CANDIDATES, KERNELS, TOLERANCE, choose, equip, examine, probe
+from omni_model.model.backends import CANDIDATES, KERNELS, TOLERANCE, equip, examine, fastest, probe
 from omni_model.model.decode import Decoder
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.model.probe import errors
@@ -94,7 +94,7 @@ def test_the_softcap_kernel_at_the_size_of_a_step_gives_the_same_bits_again() ->
 
 def test_the_choice_is_the_fastest_that_works(verdicts_file: Path) -> None:
     verdicts = examine(CARD, torch.bfloat16, 128, verdicts_file)
-    chosen = choose(CARD, torch.bfloat16, 128, verdicts_file)
+    chosen = fastest("cuda", verdicts)
     assert [verdict.kernel for verdict in verdicts] == list(CANDIDATES["cuda"])
     times = {verdict.kernel: verdict.ms for verdict in verdicts if verdict.works and verdict.ms}
     assert times[chosen] <= 1.05 * min(times.values())

@@ -9,23 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.training import loss_scale
 from omni_model.training.loop import Objective, train, update
 from omni_model.training.loss_scale import LossScale
 from omni_model.training.optim import MuonAdamW, parameter_groups
-
-
-def tiny_gpt(dtype: torch.dtype = torch.float32) -> GPT:
-    shape = {"sequence_len": 32, "vocab_size": 50, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 48}
-    gpt = GPT(GPTConfig(**shape), dtype)
-    with torch.no_grad():
-        gpt.lm_head.weight.mul_(100)
-    return gpt
-
-
-def draws(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.test_optim import draws, tiny_gpt
 
 
 class Half(Objective):

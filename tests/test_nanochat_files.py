@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import os
 import pickle
 import random
 import sys
 import types
-import zlib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ from omni_model.text.nanochat_tokenizer import (
 from omni_model.text.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, load_tokenizer, train_bpe
 from omni_model.training.align import align
 from tasks.fingerprint import CodeBase
+from tests.test_model import formula_weights
 from tests.test_stages import ALIGN, make, make_clips, write_features
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,19 +56,9 @@ VOCAB_SIZE = GOLDEN["model_config"]["vocab_size"]
 # --- folders as nanochat writes them -------------------------------------------------------------
 
 
-def formula_weights(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Weights that nanochat's run and this one can both make without a file."""
-    index = torch.arange(math.prod(shape), dtype=torch.float64)
-    noise = torch.sin(index * 12.9898 + zlib.crc32(name.encode()) % 1000 * 78.233) * 43758.5453
-    noise = noise - noise.floor()
-    scale = 1.0 if name.endswith("wte.weight") else 0.3
-    values = (2 * noise - 1) * scale if len(shape) > 1 else 0.5 + 0.3 * noise
-    return values.reshape(shape).float()
-
-
 def state_dict(era: str = CURRENT, **config: Any) -> dict[str, Tensor]:
     shapes = weight_shapes(GPTConfig(**(GOLDEN["model_config"] | config)))
-    return {name: formula_weights(name, shapes[name]) for name in GOLDEN["eras"][era]["names"]}
+    return {name: formula_weights(name, torch.Size(shapes[name])) for name in GOLDEN["eras"][era]["names"]}
 
 
 def meta_of(step: int) -> dict[str, Any]:

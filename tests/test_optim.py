@@ -18,11 +18,7 @@ from omni_model.training.optim import MuonAdamW, descend, parameter_groups, set_
 from omni_model.training.polar import POLAR_POLYNOMIALS, polar_factor
 
 SMALL_SHAPES = [(40, 40), (24, 96), (160, 24), (1, 12), (12, 6), (3, 12)]
-LARGE_SHAPES = [
-    (260, 260),
-    (270, 560),
-    (530, 264),
-]  # half of each symmetric product is computed, and mirrored
+LARGE_SHAPES = [(260, 260), (270, 560), (530, 264)]
 
 
 def tiny_gpt(dtype: torch.dtype = torch.float32) -> GPT:

@@ -146,17 +146,8 @@ def equip(gpt: GPT, verdicts_file: Path) -> str:
     return chosen
 
 
-def choose(device: torch.device, dtype: torch.dtype, head_dim: int, verdicts_file: Path) -> str:
-    """Name in KERNELS of the fastest kernel that works there; `sdpa` when no other does.
-
-    On a processor the first that works is taken and time decides nothing: results are to be the same bytes
-    on every machine. The reasons stay in `verdicts_file`; `examine` reads them.
-    """
-    return fastest(device.type, examine(device, dtype, head_dim, verdicts_file))
-
-
 def examine(device: torch.device, dtype: torch.dtype, head_dim: int, verdicts_file: Path) -> list[Verdict]:
-    """The verdict on every candidate that `choose` has to know."""
+    """The verdict on every candidate that `fastest` has to know."""
     verdicts = []
     for name in CANDIDATES.get(device.type, ()):
         if device.type != "cuda" and (name == PLAIN or any(verdict.works for verdict in verdicts)):
@@ -166,7 +157,11 @@ def examine(device: torch.device, dtype: torch.dtype, head_dim: int, verdicts_fi
 
 
 def fastest(device_type: str, verdicts: Sequence[Verdict]) -> str:
-    """The choice that follows from these verdicts, given in the order of CANDIDATES."""
+    """The fastest kernel that works, from verdicts in the order of CANDIDATES; `sdpa` when no other does.
+
+    On a processor the first that works is taken and time decides nothing: results are to be the same bytes
+    on every machine.
+    """
     working = [verdict for verdict in verdicts if verdict.works]
     if device_type == "cuda":
         best = min((verdict.ms or math.inf for verdict in working), default=math.inf)

@@ -77,7 +77,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int) -> None:
 
 
 # Opaque to torch.compile, which would otherwise have to trace the launches.
-@torch.library.custom_op("omni::triton_attention", mutates_args=())
+@torch.library.custom_op("gpt::triton_attention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """y (B, T, H, D) and lse (B, H, T) fp32, base 2."""
     batch, tokens, heads, _ = q.shape
@@ -91,7 +91,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tens
     return y, lse
 
 
-@torch.library.custom_op("omni::triton_attention_backward", mutates_args=())
+@torch.library.custom_op("gpt::triton_attention_backward", mutates_args=())
 def _backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,17 +106,9 @@ def _backward(
         _dq_kernel[(triton.cdiv(tokens, dq_tile.queries), batch * heads)](
             q_view, k_view, v_view, _view(y), dy_view, lse, delta, _view(dq), *sizes, **_constants(q, dq_tile)
         )
+        read, written = (q_view, k_view, v_view, dy_view, lse, delta), (_view(dk), _view(dv))
         _dkv_kernel[(triton.cdiv(tokens, dkv_tile.keys), batch * k.size(2))](
-            q_view,
-            k_view,
-            v_view,
-            dy_view,
-            lse,
-            delta,
-            _view(dk),
-            _view(dv),
-            *sizes,
-            **_constants(q, dkv_tile),
+            *read, *written, *sizes, **_constants(q, dkv_tile)
         )
     return dq, dk, dv
 
