@@ -185,17 +185,19 @@ class Artifact:
 
 @dataclass(frozen=True)
 class AudioCorpus(Artifact):
-    """Clips in `clips-NNNNN.tar` (`<key>.wav` 16-bit mono, `<key>.json`), indexed by `clips.jsonl`."""
+    """Clips in `clips-*.tar` (`<key>.wav` 16-bit mono, `<key>.json`), with `clips.jsonl` and `index.json`."""
 
     num_clips: int
     duration_s: float
     sample_rate_hz: int
+    num_dropped: int
 
 
 @dataclass(frozen=True)
 class EncoderFiles(Artifact):
-    """A Whisper model directory as transformers reads it; `weights` says where the weights came from."""
+    """A model directory as transformers reads it; `weights` says where the weights came from."""
 
+    family: str  # whisper or w2v-bert
     weights: str
     width: int
     num_layers: int
@@ -205,11 +207,15 @@ class EncoderFiles(Artifact):
 
 @dataclass(frozen=True)
 class FeatureShards(Artifact):
-    """webdataset tars `features-NNNNN.tar` (`<key>.feat.npy` fp16, `<key>.json`) with `index.json`."""
+    """webdataset tars `features-*.tar` (`<key>.feat.npy` fp16, `<key>.json`) with `index.json`.
+
+    A frame is `width` wide: `num_layers` layers side by side, each of the encoder's width.
+    """
 
     num_clips: int
     num_frames: int
     width: int
+    num_layers: int
     frame_rate_hz: int
 
 

@@ -1,60 +1,30 @@
 """A corpus of clips on disk: tars of WAV and JSON, written shard by shard, readable by anything.
 
-A corpus is planned first: one *plan* per clip says its key, split, labels and parameters. Then a *renderer*
-turns one plan into samples. Every random number of a clip comes from the stage's seed and the clip's own key,
-so clips can be made in any order, one at a time, again after a kill, and come out the same.
+Whatever makes clips does so a *shard* at a time: a name, a digest of all that the shard will be made from,
+and a function that makes its clips one by one. A finished shard is kept when the run is killed, and an
+earlier corpus lends every shard that would come out the same. What a source leaves out or changes is counted
+by reason.
 """
 
 import io
 import json
 import os
-import re
+import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from omni_model.artifacts import AudioCorpus, sha256_text, write_atomically
+from omni_model.artifacts import AudioCorpus, canonical_json, sha256_file, sha256_text, write_atomically
+from omni_model.audio.clips import SPLITS, Clip, ClipPlan, Dropped, ShardPlan, check
 from omni_model.audio.waveform import SAMPLE_RATE_HZ, encode_wav
 from omni_model.config import JSON, BadInput
 from omni_model.storage import Workspace
 
-SPLITS = ("train", "validation", "test")
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-SYNTHETIC_LICENCE = "CC0-1.0"
-
-
-@dataclass(frozen=True)
-class ClipPlan:
-    """One clip before it is made. `parameters` is what the renderer needs, in plain JSON.
-
-    Attributes:
-        labels: category -> value, only what can be heard in this clip.
-        speaker: the voice's name, or "" where nobody speaks.
-    """
-
-    key: str
-    split: str
-    labels: dict[str, str]
-    parameters: dict[str, Any]
-    transcript: str = ""
-    speaker: str = ""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip as made: samples (N,) float32 at 16 kHz and what came to light while making it."""
-
-    samples: np.ndarray
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
-def clip_rng(seed: int, key: str) -> np.random.Generator:
-    """Random numbers that belong to one clip (or any other named thing) under one seed."""
-    return np.random.default_rng([seed, int(sha256_text(key)[:16], 16)])
+CLIPS, INDEX = "clips.jsonl", "index.json"
+TOLD_DROPS = 100  # names of left-out clips that are kept beside their number
 
 
 def write_corpus(
@@ -65,83 +35,194 @@ def write_corpus(
     clips_per_shard: int,
     work: Workspace,
 ) -> dict[str, JSON]:
-    """Render every clip into `clips-NNNNN.tar` and `clips.jsonl`; finished shards of a killed run are kept.
+    """Render planned clips, `clips_per_shard` of one split to a tar. Returns the facts of an AudioCorpus.
 
-    Returns the facts of an AudioCorpus.
+    Shards are filled split by split, so that more clips of one split leave the others' shards as they are.
 
     Raises:
         BadInput: nothing to write, or a key that is used twice or holds anything but [A-Za-z0-9_-].
     """
-    plans = sorted(plans, key=lambda plan: plan.key)
-    _check(plans, clips_per_shard)
-    groups = [plans[i : i + clips_per_shard] for i in range(0, len(plans), clips_per_shard)]
-    paths = [work.partial / f"clips-{number:05d}.tar" for number in range(len(groups))]
-    done = 0
-    for path, group in zip(paths, groups, strict=True):
-        if not path.exists():
-            _write_shard(path, group, render, generator, work, done, len(plans))
-        done += len(group)
-    rows = [metadata for path in paths for _, _, metadata in read_shard(path)]
-    for path in paths:
-        os.replace(path, work.out / path.name)
-    lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
-    write_atomically(work.out / "clips.jsonl", "".join(lines))
-    duration_s = round(sum(row["duration_s"] for row in rows), 6)
-    work.metrics.summary(clips=len(rows), audio_s=duration_s)
-    return {"num_clips": len(rows), "duration_s": duration_s, "sample_rate_hz": SAMPLE_RATE_HZ}
-
-
-def _check(plans: Sequence[ClipPlan], clips_per_shard: int) -> None:
-    if not plans or clips_per_shard < 1:
-        raise BadInput("the corpus has no clips; set clips.train (and clips_per_shard) to 1 or more.")
-    keys = {plan.key for plan in plans}
-    if len(keys) < len(plans):
-        raise BadInput(
-            f"the corpus has {len(plans)} clips but {len(keys)} keys; each needs a key of its own."
-        )
+    shards = []
+    for split in SPLITS:
+        own = sorted((plan for plan in plans if plan.split == split), key=lambda plan: plan.key)
+        for number, first in enumerate(range(0, len(own), clips_per_shard)):
+            group = own[first : first + clips_per_shard]
+            made_from = sha256_text(canonical_json([asdict(plan) for plan in group]))
+            shards.append(ShardPlan(f"{split}-{number:05d}", made_from, _rendering(group, render)))
     for plan in plans:
-        # webdataset cuts a key at its first dot, and tar members are paths.
-        if not KEY_PATTERN.fullmatch(plan.key):
-            raise BadInput(f"the clip key {plan.key!r} may hold only letters, digits, - and _.")
-        if plan.split not in SPLITS:
-            raise BadInput(f"the split {plan.split!r} of clip {plan.key} is none of {', '.join(SPLITS)}.")
+        check(plan)
+    return write_shards(shards, generator=generator, work=work, expected=len(plans))
 
 
-def _write_shard(
-    path: Path,
-    plans: Sequence[ClipPlan],
-    render: Callable[[ClipPlan], Clip],
-    generator: str,
-    work: Workspace,
-    done: int,
-    total: int,
-) -> None:
+def _rendering(
+    plans: Sequence[ClipPlan], render: Callable[[ClipPlan], Clip]
+) -> Callable[[], Iterator[tuple[ClipPlan, Clip]]]:
+    return lambda: ((plan, render(plan)) for plan in plans)
+
+
+def write_shards(
+    shards: Iterable[ShardPlan], *, generator: str, work: Workspace, expected: int = 0
+) -> dict[str, JSON]:
+    """Write every shard, `clips.jsonl` (one line a clip) and `index.json`; returns an AudioCorpus' facts.
+
+    Args:
+        generator: what made the clips; each clip's provenance names it.
+        expected: how many clips there will be, for progress; 0 where nobody knows.
+
+    Raises:
+        BadInput: no clip at all, a bad key, or one that is used twice.
+    """
+    lent = _shards_of_kin(work)
+    records: list[dict[str, Any]] = []
+    for shard in shards:
+        done = sum(record["num_clips"] for record in records)
+        found = _finished(work, shard) or _borrow(work, shard, lent)
+        records.append(found or _write(work, shard, generator, done, expected))
+    if not any(record["num_clips"] for record in records):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in _index(records)["dropped"].items())
+        raise BadInput(f"the corpus has no clips ({reasons or 'nothing came in'}); give it some to use.")
+    filled = [record["name"] for record in records if record["num_clips"]]
+    duration_s = _write_lines([work.partial / name for name in filled], work.out / CLIPS)
+    for name in filled:
+        work.deliver(name)
+    index = _index(records)
+    write_atomically(work.out / INDEX, canonical_json(index) + "\n")
+    num_clips, num_dropped = (
+        sum(record[name] for record in records) for name in ("num_clips", "num_dropped")
+    )
+    work.metrics.summary(clips=num_clips, audio_s=duration_s, dropped=num_dropped)
+    return {
+        "num_clips": num_clips,
+        "duration_s": duration_s,
+        "sample_rate_hz": SAMPLE_RATE_HZ,
+        "num_dropped": num_dropped,
+    }
+
+
+def _record_path(work: Workspace, shard: ShardPlan) -> Path:
+    return work.partial / f"clips-{shard.name}.json"
+
+
+def _finished(work: Workspace, shard: ShardPlan) -> dict[str, Any] | None:
+    """What an attempt that was killed wrote down about this shard when it was whole."""
+    path = _record_path(work, shard)
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    whole = record.get("made_from") == shard.made_from and (work.partial / record["name"]).exists()
+    return record if whole else None
+
+
+def _shards_of_kin(work: Workspace) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """made_from -> tar and record of every shard that earlier corpora of the same making hold."""
+    found = {}
+    for out in work.kin():
+        for record in json.loads((out / INDEX).read_text())["shards"]:
+            found[record["made_from"]] = (out / record["name"], record)
+    return found
+
+
+def _borrow(
+    work: Workspace, shard: ShardPlan, lent: dict[str, tuple[Path, dict[str, Any]]]
+) -> dict[str, Any] | None:
+    """Take over the tar of an earlier corpus, if its bytes are still what they were."""
+    if shard.made_from not in lent:
+        return None
+    source, record = lent[shard.made_from]
+    record = {**record, "name": f"clips-{shard.name}.tar"}
+    copy = (work.partial / record["name"]).with_suffix(".tmp")
+    try:
+        shutil.copyfile(source, copy)
+    except OSError:
+        return None
+    if sha256_file(copy) != record["sha256"]:
+        return None
+    os.replace(copy, work.partial / record["name"])
+    write_atomically(_record_path(work, shard), json.dumps(record))
+    return record
+
+
+def _write(work: Workspace, shard: ShardPlan, generator: str, done: int, expected: int) -> dict[str, Any]:
+    path = work.partial / f"clips-{shard.name}.tar"
     temporary = path.with_suffix(".tmp")
+    dropped: list[Dropped] = []
+    changed: Counter[str] = Counter()
+    written = 0
     with temporary.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for plan in plans:
-                clip = render(plan)
+            for made in shard.make():
+                if isinstance(made, Dropped):
+                    dropped.append(made)
+                    continue
+                plan, clip = made
+                check(plan)
                 _add(tar, f"{plan.key}.wav", encode_wav(clip.samples))
                 row = json.dumps(_metadata(plan, clip, generator), sort_keys=True)
                 _add(tar, f"{plan.key}.json", row.encode())
-                done += 1
-                work.metrics.log(done, total)
+                changed.update(clip.changes)
+                written += 1
+                work.metrics.log(done + written, max(expected, done + written))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    record = {
+        "name": path.name,
+        "made_from": shard.made_from,
+        "sha256": sha256_file(path),
+        "num_clips": written,
+        "num_dropped": len(dropped),
+        "dropped": dict(Counter(each.reason for each in dropped)),
+        "dropped_names": [[each.name, each.reason] for each in dropped[:TOLD_DROPS]],
+        "changed": dict(changed),
+    }
+    write_atomically(_record_path(work, shard), json.dumps(record))
+    return record
+
+
+def _write_lines(paths: Sequence[Path], target: Path) -> float:
+    """One line of JSON a clip, in the order of the shards; returns the seconds of sound in all."""
+    keys: set[str] = set()
+    duration_s = 0.0
+    with target.open("w") as file:
+        for path in paths:
+            for key, _, metadata in read_shard(path):
+                if key in keys:
+                    raise BadInput(f"the clip key {key} is used twice; each clip needs a key of its own.")
+                keys.add(key)
+                duration_s += metadata["duration_s"]
+                file.write(json.dumps(metadata, sort_keys=True) + "\n")
+    return round(duration_s, 6)
+
+
+def _index(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every shard, and over all of them what was left out and what was changed, by reason."""
+    dropped, changed = Counter[str](), Counter[str]()
+    for record in records:
+        dropped.update(record["dropped"])
+        changed.update(record["changed"])
+    names = [name for record in records for name in record["dropped_names"]][:TOLD_DROPS]
+    return {
+        "shards": [record for record in records if record["num_clips"]],
+        "dropped": dict(dropped),
+        "changed": dict(changed),
+        "dropped_names": names,
+    }
 
 
 def _metadata(plan: ClipPlan, clip: Clip, generator: str) -> dict[str, Any]:
-    return {
+    row: dict[str, Any] = {
         "key": plan.key,
         "split": plan.split,
         "transcript": plan.transcript,
         "labels": plan.labels,
         "speaker": plan.speaker,
-        "licence": SYNTHETIC_LICENCE,
+        "licence": plan.licence,
         "provenance": {"generator": generator, **plan.parameters, **clip.provenance},
         "duration_s": round(len(clip.samples) / SAMPLE_RATE_HZ, 6),
     }
+    if clip.timeline:
+        row["timeline"] = [[e.track, e.value, e.start_s, e.end_s] for e in clip.timeline]
+    if clip.changes:
+        row["changes"] = list(clip.changes)
+    return row
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -150,10 +231,15 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+def read_index(corpus: AudioCorpus) -> dict[str, Any]:
+    """`index.json`: `shards` (name, sha256, num_clips, ...), `dropped` and `changed` (reason -> number)."""
+    return dict(json.loads((corpus.out / INDEX).read_text()))
+
+
 def read_clips(corpus: AudioCorpus) -> list[dict[str, Any]]:
     """The metadata of every clip, in key order."""
-    with (corpus.out / "clips.jsonl").open() as file:
-        return [json.loads(line) for line in file]
+    with (corpus.out / CLIPS).open() as file:
+        return sorted((json.loads(line) for line in file), key=lambda clip: str(clip["key"]))
 
 
 def shard_paths(corpus: AudioCorpus) -> list[Path]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from omni_model.audio.corpora import Clip, ClipPlan, write_corpus
+from omni_model.audio.clips import Clip, ClipPlan
+from omni_model.audio.corpora import write_corpus
 from omni_model.audio.waveform import PCM16_SCALE, SAMPLE_RATE_HZ
 from omni_model.config import JSON, BadInput, Runtime, SineRecipe
 from omni_model.storage import Workspace
