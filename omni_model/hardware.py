@@ -6,11 +6,13 @@ them to, so everything that does is set here, once, before a stage touches a ten
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,67 @@ if TYPE_CHECKING:
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 DTYPES = ("bfloat16", "float16", "float32")
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # of a processor that multiplies bfloat16
+BF16_CAPABILITY = 8.0  # of a card that does
 WORTH_A_SWITCH = 1.1  # times as fast
+
+HUGGING_FACE = "https://huggingface.co"
+MODEL_SCOPE = "https://modelscope.cn"
+OPENSLR = "https://www.openslr.org https://us.openslr.org https://openslr.elda.org"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where downloads come from, best first, and whether there may be any. No address ends in a slash.
+
+    Attributes:
+        openslr: servers that have openslr's `/resources`.
+        whisper_id: the ModelScope id of the Whisper model asked for; empty means the usual mirror's.
+        cache_hugging_face: where its own library keeps what it has fetched; `cache_model_scope` likewise.
+    """
+
+    offline: bool
+    hugging_face: tuple[str, ...]
+    model_scope: tuple[str, ...]
+    openslr: tuple[str, ...]
+    whisper_id: str
+    cache_hugging_face: Path
+    cache_model_scope: Path
+
+
+def network() -> Network:
+    """The settings of this machine; `infra/README.md` lists the variables."""
+    get = os.environ.get
+    caches = Path(get("XDG_CACHE_HOME") or "~/.cache")
+    home = Path(get("HF_HOME") or caches / "huggingface")
+    hugging_face = f"{get('HF_ENDPOINT') or ''} {get('HF_MIRRORS') or HUGGING_FACE}"
+    return Network(
+        offline=_offline(),
+        hugging_face=_addresses(hugging_face),
+        model_scope=_addresses(get("MODELSCOPE_ENDPOINT") or MODEL_SCOPE),
+        openslr=_addresses(get("OPENSLR_MIRRORS") or OPENSLR),
+        whisper_id=get("WHISPER_MS_ID") or "",
+        cache_hugging_face=Path(get("HF_HUB_CACHE") or home / "hub").expanduser(),
+        cache_model_scope=Path(get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser(),
+    )
+
+
+def _offline() -> bool:
+    wish = os.environ.get("OMNI_OFFLINE") or os.environ.get("HF_HUB_OFFLINE") or ""
+    return wish.lower() in ("1", "true", "yes", "on")
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    """Addresses separated by spaces or commas, each once, `https://` where none is named."""
+    found = [each.rstrip("/") for each in text.replace(",", " ").split()]
+    return tuple(dict.fromkeys(each if "://" in each else f"https://{each}" for each in found))
 
 
 def fix_environment(runtime: Runtime) -> None:
     """Fix what libraries read at import, in a stage's own process: threads, BLAS, no calls to any hub."""
     os.environ.update({name: str(runtime.threads) for name in THREAD_VARIABLES})
     os.environ.update(
+        OMNI_OFFLINE=str(int(_offline())),  # what the person wants, before libraries are told otherwise
         CUBLAS_WORKSPACE_CONFIG=":4096:8",
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
@@ -67,6 +123,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         named = "bfloat16" if multiplies else "float32"
     dtype: torch.dtype = getattr(torch, named)
     return dtype
+
+
+def fast_dtype() -> str:
+    """The dtype in which this machine reads a frozen encoder fastest: bfloat16 where it multiplies it.
+
+    Asked before a run is planned, hence without torch. Emulated, bfloat16 would be slower than float32.
+    """
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+        if capabilities := [float(each) for each in told.stdout.split()]:
+            return "bfloat16" if min(capabilities) >= BF16_CAPABILITY else "float32"
+    with contextlib.suppress(OSError):
+        if not BF16_FLAGS.isdisjoint(Path("/proc/cpuinfo").read_text().split()):
+            return "bfloat16"
+    return "float32"
 
 
 def speed_up_products(kept: Path) -> str:
