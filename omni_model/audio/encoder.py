@@ -1,33 +1,194 @@
-"""The frozen ear: a Whisper encoder, run on each clip at its true length.
+"""The frozen ear: a pretrained encoder that turns sound into frames and never learns.
 
-On disk it is an ordinary Whisper directory, so `openai/whisper-base` and a tiny random one are loaded by the
-same lines. transformers insists on clips padded to the full window; padding changes every frame, because the
-encoder has no mask, so the layers are called here one by one. Audio longer than the window goes through
-consecutive windows whose frames are joined.
+On disk it is an ordinary model directory of Whisper's or w2v-BERT's family, so `openai/whisper-base` and a
+tiny random one are loaded by the same lines. Every clip is read at its true length; audio longer than the
+encoder's window goes through consecutive windows whose frames are joined. One layer may be read, or several:
+early layers know more of the sound, late ones more of the words.
 
-Axes: M mel bins, F mel frames (100 Hz), T encoder frames (50 Hz), E encoder width.
+Axes: N samples, T encoder frames, E encoder width, D frame width (k E for k layers side by side), B windows.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from omni_model.artifacts import EncoderFiles, write_atomically
+from omni_model.audio.w2v_bert import W2vBertBackbone
 from omni_model.audio.waveform import (
     ENCODER_FRAME_RATE_HZ,
-    FRAMES_PER_ENCODER_FRAME,
     HOP_SAMPLES,
     SAMPLE_RATE_HZ,
     WINDOW_SAMPLES,
 )
+from omni_model.audio.whisper import WhisperBackbone
 from omni_model.config import JSON, BadInput, EncoderRecipe, Runtime
 from omni_model.storage import Workspace
 
 MLP_FACTOR = 4  # every Whisper size has it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MIXES = ("concat", "mean")
+LAST = "last"
+CARD_BATCH_FRAMES = 24_000  # encoder frames that go to a card at once, padding included
+
+
+class Backbone(Protocol):
+    """What a family of encoders is to `Encoder`.
+
+    Attributes:
+        width: E.
+        depth: how many layers there are.
+        stride: rows of the spectrogram per encoder frame.
+        max_frames: encoder frames in one window.
+    """
+
+    width: int
+    depth: int
+    stride: int
+    frame_rate_hz: int
+    max_frames: int
+
+    def spectrogram(self, samples: np.ndarray) -> torch.Tensor:
+        """What the network reads of samples (N,): (T stride, C) float32 on the CPU."""
+
+    def hidden(
+        self, spectra_BFC: torch.Tensor, lengths_B: torch.Tensor | None, depths: tuple[int, ...]
+    ) -> list[torch.Tensor]:
+        """Hidden states (B, T, E), one tensor per depth. `lengths_B`: real frames, or None where all are."""
+
+
+class Encoder:
+    """An encoder as the features want it read.
+
+    Attributes:
+        width: D, of each frame.
+        num_layers: how many layers lie side by side in a frame.
+        frame_rate_hz: frames per second.
+        max_frames: frames in one window; longer audio goes through several.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: Sequence[str] = (LAST,),
+        mix: str = "concat",
+        device: str = "cpu",
+        batch_frames: int = 0,
+    ) -> None:
+        """`batch_frames`: padded frames per batch; 0 runs every window alone.
+
+        Raises:
+            BadInput: an unknown layer or mix.
+        """
+        known = {str(number): number for number in range(1, backbone.depth)} | {LAST: backbone.depth}
+        if not layers or not set(layers) <= set(known):
+            raise BadInput(
+                f"features.layers {', '.join(layers) or 'is empty'}: choose from {', '.join(known)}."
+            )
+        if mix not in MIXES:
+            raise BadInput(f"features.mix {mix!r} is not known; choose from {', '.join(MIXES)}.")
+        self._backbone, self._device, self._batch_frames = backbone, torch.device(device), batch_frames
+        self._depths, self._mix = tuple(known[layer] for layer in layers), mix
+        self.num_layers: int = len(layers) if mix == "concat" else 1
+        self.width: int = self.num_layers * backbone.width
+        self.frame_rate_hz: int = backbone.frame_rate_hz
+        self.max_frames: int = backbone.max_frames
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """Frames (T, D) float32 of samples (N,) at 16 kHz.
+
+        Raises:
+            BadInput: shorter than 0.1 s, silent, or not finite.
+        """
+        return self.encode_batch([samples])[0]
+
+    @torch.no_grad()
+    def encode_batch(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """`encode` for each clip, in order. Batched on a card; on a CPU one by one, which is faster there."""
+        cut = [self._windows(samples) for samples in clips]
+        frames = self._encode_windows([window for windows in cut for window in windows])
+        found, begin = [], 0
+        for windows in cut:
+            found.append(np.concatenate(frames[begin : begin + len(windows)]))
+            begin += len(windows)
+        return found
+
+    def _windows(self, samples: np.ndarray) -> Sequence[torch.Tensor]:
+        return self._backbone.spectrogram(samples).split(self.max_frames * self._backbone.stride)
+
+    def _encode_windows(self, windows: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """Frames of each window. Windows of like length share a batch; padding is masked."""
+        found: list[np.ndarray] = [np.empty(0)] * len(windows)
+        for batch in self._buckets([len(window) // self._backbone.stride for window in windows]):
+            frames = self._encode_together([windows[place] for place in batch])
+            for place, each in zip(batch, frames, strict=True):
+                found[place] = each
+        return found
+
+    def _buckets(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Places of windows, longest first, cut so that no padded batch exceeds the budget."""
+        buckets: list[list[int]] = []
+        for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+            if buckets and lengths[buckets[-1][0]] * (len(buckets[-1]) + 1) <= self._batch_frames:
+                buckets[-1].append(place)
+            else:
+                buckets.append([place])
+        return buckets
+
+    def _encode_together(self, windows: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        lengths = [len(window) // self._backbone.stride for window in windows]
+        spectra_BFC = torch.nn.utils.rnn.pad_sequence(list(windows), batch_first=True)
+        lengths_B = torch.tensor(lengths, device=self._device) if min(lengths) < max(lengths) else None
+        states = self._backbone.hidden(spectra_BFC.to(self._device), lengths_B, self._depths)
+        frames_BTD = self._mixed([state.float() for state in states]).cpu().numpy()
+        return [frames_TD[:length] for frames_TD, length in zip(frames_BTD, lengths, strict=True)]
+
+    def _mixed(self, states: list[torch.Tensor]) -> torch.Tensor:
+        # The residual stream grows with depth: unnormalised, late layers would drown the early ones.
+        normed = [
+            state if depth == self._backbone.depth else F.layer_norm(state, (self._backbone.width,))
+            for depth, state in zip(self._depths, states, strict=True)
+        ]
+        return torch.cat(normed, dim=-1) if self._mix == "concat" else torch.stack(normed).mean(0)
+
+
+def load_encoder(
+    files: EncoderFiles,
+    layers: tuple[str, ...] = (LAST,),
+    mix: str = "concat",
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Encoder:
+    """The encoder of a model directory.
+
+    Args:
+        layers: `last`, or numbers of layers to go through; those of a number are normalised without weights.
+        mix: several layers side by side (`concat`), or averaged (`mean`).
+        dtype: what it computes in, `float32` or `bfloat16`; spectrogram and frames are float32.
+
+    Raises:
+        BadInput: the directory is not a whole model of `files.family`, or an argument is unknown.
+    """
+    if dtype not in DTYPES:
+        raise BadInput(f"features.dtype {dtype!r} is not known; choose from {', '.join(DTYPES)}.")
+    where = torch.device(device)
+    backbone: Backbone
+    if files.family == "whisper":
+        backbone = WhisperBackbone(files.out, DTYPES[dtype], where)
+    elif files.family == "w2v-bert":
+        backbone = W2vBertBackbone(files.out, DTYPES[dtype], where, files.max_audio_s)
+    else:
+        raise BadInput(
+            f"{files.uri} is of the unknown family {files.family!r}; whisper and w2v-bert are read."
+        )
+    return Encoder(backbone, layers, mix, device, 0 if where.type == "cpu" else CARD_BATCH_FRAMES)
+
+
+# --- making one ----------------------------------------------------------------------------------
 
 
 def make_encoder(recipe: EncoderRecipe, *, work: Workspace, runtime: Runtime) -> dict[str, JSON]:
@@ -48,6 +209,7 @@ def make_encoder(recipe: EncoderRecipe, *, work: Workspace, runtime: Runtime) ->
     write_whisper(model, recipe.num_mel_bins, recipe.max_audio_s, work.out)
     work.metrics.summary(parameters=sum(p.numel() for p in model.encoder.parameters()))
     return {
+        "family": "whisper",
         "weights": "random",
         "width": recipe.width,
         "num_layers": recipe.num_layers,
@@ -106,100 +268,3 @@ def write_whisper(model: Any, num_mel_bins: int, max_audio_s: int, directory: Pa
     write_atomically(
         directory / "preprocessor_config.json", json.dumps(preprocessor, sort_keys=True, indent=1) + "\n"
     )
-
-
-class FrozenEncoder:
-    """A Whisper encoder that never learns.
-
-    Attributes:
-        width: E, of each frame.
-        num_mel_bins: M, what `log_mel` must be asked for.
-        max_frames: encoder frames in one window.
-    """
-
-    def __init__(self, encoder: Any, dtype: str = "float32", layer: str = "last") -> None:
-        if dtype not in DTYPES:
-            raise BadInput(f"features.dtype {dtype!r} is not known; choose from {', '.join(DTYPES)}.")
-        layers = {str(count): count for count in range(1, len(encoder.layers))} | {
-            "last": len(encoder.layers)
-        }
-        if layer not in layers:
-            raise BadInput(f"features.layer {layer!r} is not one of this encoder's: {', '.join(layers)}.")
-        self._encoder: Any = encoder.to(DTYPES[dtype]).eval().requires_grad_(False)
-        self._dtype = DTYPES[dtype]
-        self._depth = layers[layer]
-        self.width: int = encoder.config.d_model
-        self.num_mel_bins: int = encoder.config.num_mel_bins
-        self.max_frames: int = encoder.config.max_source_positions
-
-    @torch.no_grad()
-    def encode(self, mel_MF: torch.Tensor) -> torch.Tensor:
-        """Frames (T, E) float32 of a log-mel spectrogram (M, F) with F = 2 T.
-
-        The last layer's frames carry Whisper's own final norm; those of an earlier layer are normalised
-        without weights, since the residual stream grows with depth.
-
-        Raises:
-            BadInput: another number of mel bins than the encoder's, or no whole frame.
-        """
-        num_mel_bins, num_mel_frames = mel_MF.shape
-        if num_mel_bins != self.num_mel_bins or num_mel_frames < FRAMES_PER_ENCODER_FRAME:
-            raise BadInput(
-                f"a spectrogram of {num_mel_bins} x {num_mel_frames} was given; "
-                f"this encoder wants {self.num_mel_bins} bins and {FRAMES_PER_ENCODER_FRAME} frames or more."
-            )
-        whole = mel_MF[:, : num_mel_frames // FRAMES_PER_ENCODER_FRAME * FRAMES_PER_ENCODER_FRAME]
-        windows = whole.to(self._dtype).split(self.max_frames * FRAMES_PER_ENCODER_FRAME, dim=1)
-        return torch.cat([self._encode_window(window) for window in windows]).float()
-
-    def _encode_window(self, mel_MF: torch.Tensor) -> torch.Tensor:
-        encoder = self._encoder
-        hidden_BET = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel_MF[None]))))
-        hidden_BTE = hidden_BET.permute(0, 2, 1) + encoder.embed_positions.weight[: hidden_BET.shape[2]]
-        for layer in encoder.layers[: self._depth]:
-            hidden_BTE = layer(hidden_BTE, None)
-            if isinstance(hidden_BTE, tuple):  # transformers 4
-                hidden_BTE = hidden_BTE[0]
-        if self._depth == len(encoder.layers):
-            return encoder.layer_norm(hidden_BTE)[0]
-        return F.layer_norm(hidden_BTE, (self.width,))[0]
-
-
-def load_encoder(files: EncoderFiles, dtype: str = "float32", layer: str = "last") -> FrozenEncoder:
-    """The encoder of a Whisper directory.
-
-    Args:
-        dtype: what it computes in, `float32` or `bfloat16`.
-        layer: `last`, or the number of layers to go through.
-
-    Raises:
-        BadInput: the directory is not a Whisper model, or dtype or layer is unknown.
-    """
-    return load_whisper(files.out, dtype, layer)
-
-
-def load_whisper(directory: Path, dtype: str = "float32", layer: str = "last") -> FrozenEncoder:
-    """`load_encoder` for a plain directory."""
-    from transformers import WhisperModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a load takes less time than its bar
-    loader: Any = WhisperModel
-    try:
-        # WhisperEncoder.from_pretrained would leave every weight random: the names start with "encoder.".
-        model, report = loader.from_pretrained(
-            directory,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"{directory} is not a Whisper model with config.json and safetensors: {error}"
-        ) from None
-    missing = sorted(name for name in report["missing_keys"] if name.startswith("encoder."))
-    if missing:
-        raise BadInput(f"{directory} lacks {len(missing)} weights of the encoder, such as {missing[0]}.")
-    return FrozenEncoder(model.encoder, dtype, layer)

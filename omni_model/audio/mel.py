@@ -3,10 +3,12 @@
 Axes: N samples, M mel bins, F mel frames (100 Hz).
 """
 
+import functools
 import math
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from omni_model.audio.waveform import (
     FRAMES_PER_ENCODER_FRAME,
@@ -24,19 +26,32 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> torch.Tensor:
     frame is dropped: with it, the encoder's stride would read past the end, and batching would change it.
 
     Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", section 2.2.
+
+    Raises:
+        BadInput: shorter than 0.1 s, silent, or not finite.
     """
     wave_N = torch.from_numpy(checked(samples))
-    spectrum = torch.stft(
-        wave_N, WINDOW_SAMPLES, HOP_SAMPLES, window=torch.hann_window(WINDOW_SAMPLES), return_complex=True
-    )
-    power = spectrum[:, :-1].abs() ** 2
-    log_MF = (mel_filters(num_mel_bins) @ power).clamp(min=1e-10).log10()
-    log_MF = torch.maximum(log_MF, log_MF.max() - 8.0)
-    return ((log_MF + 4.0) / 4.0)[:, : log_MF.shape[1] // FRAMES_PER_ENCODER_FRAME * FRAMES_PER_ENCODER_FRAME]
+    # Not torch.stft: its result lies bin by bin, and everything after it would stride through memory.
+    mirrored = F.pad(wave_N[None], (WINDOW_SAMPLES // 2, WINDOW_SAMPLES // 2), mode="reflect")[0]
+    pieces = mirrored.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES)[:-1]
+    spectrum = torch.fft.rfft(pieces * _window())
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    log_FM = (power @ mel_filters(num_mel_bins).T).clamp_(min=1e-10).log10_()
+    # 80 dB below the loudest of all frames, an odd last one included, as in transformers.
+    log_FM.clamp_(min=float(log_FM.max()) - 8.0).add_(4.0).mul_(0.25)
+    return log_FM[: len(log_FM) // FRAMES_PER_ENCODER_FRAME * FRAMES_PER_ENCODER_FRAME].T
 
 
+@functools.cache
+def _window() -> torch.Tensor:
+    return torch.hann_window(WINDOW_SAMPLES)
+
+
+@functools.cache
 def mel_filters(num_mel_bins: int) -> torch.Tensor:
     """Triangular filters (M, 201) on Slaney's mel scale, each of unit area, from 0 Hz to 8 kHz.
+
+    Made once per process: change a copy, never the tensor.
 
     Source: Slaney 1998, "Auditory Toolbox"; the same as librosa.filters.mel and openai-whisper's table.
     """
