@@ -1,8 +1,9 @@
 """The speaking helper: a small process of its own that turns phrases into sound with espeak-ng.
 
 Run as `python -m omni_model.audio.espeak`. It reads one JSON request per line on stdin and answers each, in
-order, with one frame on stdout: a status byte, a length (4 bytes, little-endian), then that many bytes. It
-ends when stdin closes, and therefore with the process that started it.
+order, with one frame on stdout: a status byte, a length (4 bytes, little-endian), then that many bytes. A
+spoken frame is a line of JSON, `{"words": [[word, first sample], ...], "end": last sample + 1}`, and 16-bit
+mono samples. The process ends when stdin closes, and therefore with the process that started it.
 
 espeak-ng keeps hidden state: saying the same phrase twice in one process gives two different waveforms, and
 some voices draw noise that is seeded by the clock. So this process initialises the library, never speaks
@@ -14,13 +15,14 @@ espeak-ng is GPL-3. It is an optional extra, loaded here at run time and nowhere
 
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import signal
 import struct
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from omni_model.config import BadInput
 
@@ -34,7 +36,27 @@ CHARACTERS_UTF8 = 1
 POSITION_CHARACTER = 1
 RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4
 LIMITS = {"rate_wpm": (80, 450), "volume": (0, 200), "pitch": (0, 99), "range": (0, 99)}
-SOUND_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+LAST_EVENT, WORD_EVENT, END_EVENT = 0, 1, 5
+
+
+class SynthEvent(ctypes.Structure):
+    """`espeak_EVENT`: where in the text and in the sound a word begins or a clause ends."""
+
+    _fields_: ClassVar[Any] = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # characters, from 1
+        ("length", ctypes.c_int),  # characters
+        ("audio_position", ctypes.c_int),  # milliseconds
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+SOUND_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(SynthEvent)
+)
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -49,6 +71,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         "sample_rate_hz": library.espeak_Initialize(SYNCHRONOUS_OUTPUT, 0, str(data.parent).encode(), 0),
         "version": library.espeak_Info(None).decode(),
     }
+    # Else each fork would read all voice files anew to find its own: 4 of the 7 ms that a clip then costs.
+    library.espeak_ListVoices(None)
     send(answers, READY, json.dumps(hello).encode())
     names = {"voice": voice_files(data / "lang"), "variant": voice_files(data / "voices" / "!v")}
     for line in requests:
@@ -110,7 +134,7 @@ def voice_files(folder: Path) -> set[str]:
 
 
 def speak_in_child(library: ctypes.CDLL, request: dict[str, Any]) -> bytes:
-    """16-bit mono samples of one request, spoken by a fork that has never spoken before.
+    """Words and samples of one request, spoken by a fork that has never spoken before.
 
     Raises:
         BadInput: the child died or espeak-ng returned an error.
@@ -128,19 +152,28 @@ def speak_in_child(library: ctypes.CDLL, request: dict[str, Any]) -> bytes:
             os._exit(status)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        samples = pipe.read()
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 or not samples:
+        spoken = pipe.read()
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
         raise BadInput(f"espeak-ng could not speak clip {request['key']} ({request['text']!r}).")
-    return samples
+    return spoken
 
 
 def speak(library: ctypes.CDLL, request: dict[str, Any]) -> bytes:
-    """Speak once and return the samples. Call it in a fresh fork only."""
+    """Speak once; returns the body of a spoken frame. Call it in a fresh fork only."""
     chunks: list[bytes] = []
+    words: list[tuple[str, int]] = []
+    end = 0
 
-    def keep(samples: Any, count: int, _events: Any) -> int:
+    def keep(samples: Any, count: int, events: Any) -> int:
+        nonlocal end
         if samples and count > 0:
             chunks.append(ctypes.string_at(samples, 2 * count))
+        for event in itertools.takewhile(lambda event: event.type != LAST_EVENT, events or ()):
+            if event.type == WORD_EVENT:
+                first = event.text_position - 1
+                words.append((request["text"][first : first + event.length], event.sample))
+            elif event.type == END_EVENT:
+                end = event.sample
         return 0
 
     callback = SOUND_CALLBACK(keep)
@@ -157,7 +190,9 @@ def speak(library: ctypes.CDLL, request: dict[str, Any]) -> bytes:
     )
     if failed:
         raise OSError(f"espeak_Synth returned {failed}")
-    return b"".join(chunks)
+    if not words or not chunks:
+        raise OSError(f"espeak-ng found no word in {request['text']!r}")
+    return json.dumps({"words": words, "end": end}).encode() + b"\n" + b"".join(chunks)
 
 
 def noise_seed(seed: int, key: str) -> int:

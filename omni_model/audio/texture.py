@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from omni_model.audio.corpora import SPLITS, Clip, ClipPlan, clip_rng, write_corpus
+from omni_model.audio.clips import SPLITS, Clip, ClipPlan, Event, clip_rng
+from omni_model.audio.corpora import write_corpus
 from omni_model.audio.label_ranges import (
     LOUDNESS_DBFS,
     ROOM_NOISE_DBFS,
@@ -74,6 +75,8 @@ KINDS = {
 }
 ORDER = ("tone", "noise", "tone", "beeps")  # half of the clips are tones
 
+ROUGH_HZ = 20.0  # loudness that moves faster than this is heard as roughness, not as a swell
+
 MAX_OVERTONES = 4
 HIGHEST_HZ = 7_500
 LOWEST_NOISE_HZ = 40
@@ -94,7 +97,7 @@ def synthesize(recipe: TextureRecipe, *, work: Workspace, runtime: Runtime) -> d
     plans = [plan for split in SPLITS for plan in plan_split(recipe, split, work.seed)]
     return write_corpus(
         plans,
-        lambda plan: Clip(render(plan, work.seed)),
+        lambda plan: Clip(render(plan, work.seed), timeline=tuple(timeline(plan.parameters))),
         generator="texture",
         clips_per_shard=recipe.clips_per_shard,
         work=work,
@@ -166,6 +169,51 @@ def _overtones(rng: np.random.Generator) -> list[float]:
     return [round(float(rng.uniform(0.05, 0.5)) / (n + 1), 4) for n in range(count)]
 
 
+# --- what sounds when ----------------------------------------------------------------------------
+
+
+def timeline(parameters: dict[str, Any]) -> list[Event]:
+    """Where the pitch and the loudness of a tone move which way, and where each beep sounds."""
+    if parameters["kind"] == "tone":
+        return _motions(parameters) + _swells(parameters)
+    if parameters["kind"] == "beeps":
+        starts_s = [
+            parameters["start_s"] + number * parameters["period_s"] for number in range(parameters["count"])
+        ]
+        return [
+            Event("beep", "on", round(start_s, 4), round(start_s + parameters["length_s"], 4))
+            for start_s in starts_s
+        ]
+    return []
+
+
+def _motions(parameters: dict[str, Any]) -> list[Event]:
+    duration_s = parameters["duration_s"]
+    if parameters["contour"] != "wavering":
+        value = {"level": "flat", "rising": "up", "falling": "down"}[parameters["contour"]]
+        return [Event("motion", value, 0.0, duration_s)]
+    # A sine rises for a quarter of its period, then falls and rises for half a period each.
+    turns_s = np.arange(0.25, duration_s * parameters["waver_hz"], 0.5) / parameters["waver_hz"]
+    borders_s = [0.0, *(round(float(turn_s), 4) for turn_s in turns_s), duration_s]
+    return [
+        Event("motion", value, start_s, end_s)
+        for value, (start_s, end_s) in zip(itertools.cycle(("up", "down")), itertools.pairwise(borders_s))  # noqa: B905
+    ]
+
+
+def _swells(parameters: dict[str, Any]) -> list[Event]:
+    duration_s, tremolo_hz = parameters["duration_s"], parameters["tremolo_hz"]
+    if not tremolo_hz or tremolo_hz > ROUGH_HZ:
+        return [Event("swell", "rough" if tremolo_hz else "steady", 0.0, duration_s)]
+    # A cosine falls from its first half period on.
+    turns_s = np.arange(0.5, duration_s * tremolo_hz, 0.5) / tremolo_hz
+    borders_s = [0.0, *(round(float(turn_s), 4) for turn_s in turns_s), duration_s]
+    return [
+        Event("swell", value, start_s, end_s)
+        for value, (start_s, end_s) in zip(itertools.cycle(("down", "up")), itertools.pairwise(borders_s))  # noqa: B905
+    ]
+
+
 # --- rendering -----------------------------------------------------------------------------------
 
 
@@ -173,15 +221,17 @@ def render(plan: ClipPlan, seed: int) -> np.ndarray:
     """Samples (N,) float32 of one planned clip."""
     p = plan.parameters
     rng = clip_rng(seed, f"{plan.key}/noise")
-    time_s = np.arange(int(p["duration_s"] * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    time_s = np.arange(round(p["duration_s"] * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     if p["kind"] == "noise":
         samples = tilted_noise(rng, len(time_s), p["tilt"])
         if p["clicks_hz"]:
             samples = samples * click_envelope(rng, len(time_s), p["clicks_hz"])
     elif p["kind"] == "tone":
-        frequency_hz = p["frequency_hz"] * 2 ** (contour_semitones(p, time_s) / 12)
-        tremolo = 1 - p["tremolo_depth"] * (0.5 - 0.5 * np.cos(2 * math.pi * p["tremolo_hz"] * time_s))
-        samples = harmonic_tone(frequency_hz, p["overtones"]) * tremolo
+        frequency_hz = p["frequency_hz"] * np.exp2(contour_semitones(p, time_s) / 12)
+        samples = harmonic_tone(frequency_hz, p["overtones"])
+        if p["tremolo_hz"]:
+            wave = np.cos((2 * math.pi * p["tremolo_hz"] * time_s).astype(np.float32))
+            samples *= 1 - p["tremolo_depth"] * (0.5 - 0.5 * wave)
     else:
         tone = harmonic_tone(np.full_like(time_s, p["frequency_hz"]), p["overtones"])
         samples = tone * beep_envelope(p, time_s)
@@ -192,35 +242,35 @@ def render(plan: ClipPlan, seed: int) -> np.ndarray:
 
 def contour_semitones(parameters: dict[str, Any], time_s: np.ndarray) -> np.ndarray:
     """Distance from the clip's central frequency at each time (N,), in semitones."""
-    span = parameters["contour_semitones"]
-    ramp = time_s / time_s[-1] - 0.5
-    shapes = {
-        "level": np.zeros_like(time_s),
-        "rising": span * ramp,
-        "falling": -span * ramp,
-        "wavering": span * np.sin(2 * math.pi * parameters["waver_hz"] * time_s),
-    }
-    return shapes[parameters["contour"]]
+    contour, span = parameters["contour"], parameters["contour_semitones"]
+    if contour == "level":
+        return np.zeros_like(time_s)
+    if contour == "wavering":
+        return span * np.sin(2 * math.pi * parameters["waver_hz"] * time_s)
+    return (span if contour == "rising" else -span) * (time_s / time_s[-1] - 0.5)
 
 
 def harmonic_tone(frequency_hz: np.ndarray, overtones: list[float]) -> np.ndarray:
-    """A tone (N,) whose fundamental follows `frequency_hz` (N,); overtones above 7.5 kHz are left out."""
-    phase = 2 * math.pi * np.cumsum(frequency_hz) / SAMPLE_RATE_HZ
+    """A tone (N,) float32 whose fundamental follows `frequency_hz` (N,); no overtone is above 7.5 kHz."""
+    cycles = np.cumsum(frequency_hz) / SAMPLE_RATE_HZ
+    # Whole turns go before 24 bits have to hold the phase.
+    phase = ((cycles - np.floor(cycles)) * (2 * math.pi)).astype(np.float32)
     highest_hz = frequency_hz.max()
-    parts = [
-        amplitude * np.sin(order * phase)
-        for order, amplitude in enumerate([1.0, *overtones], start=1)
-        if order * highest_hz < HIGHEST_HZ
-    ]
-    return np.sum(parts, axis=0)
+    tone = np.sin(phase)
+    for order, amplitude in enumerate(overtones, start=2):
+        if order * highest_hz < HIGHEST_HZ:
+            tone += np.float32(amplitude) * np.sin(np.float32(order) * phase)
+    return tone
 
 
 def tilted_noise(rng: np.random.Generator, num_samples: int, tilt: float) -> np.ndarray:
     """Gaussian noise (N,) whose amplitude falls as frequency ** tilt, with nothing below 40 Hz."""
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     frequency_hz = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ)
-    weights = np.where(frequency_hz < LOWEST_NOISE_HZ, 0, np.maximum(frequency_hz, 1) ** -tilt)
-    return np.fft.irfft(spectrum * weights, num_samples)
+    lowest = int(np.searchsorted(frequency_hz, LOWEST_NOISE_HZ))
+    spectrum[:lowest] = 0
+    spectrum[lowest:] *= np.exp(-tilt * np.log(frequency_hz[lowest:]))
+    return np.fft.irfft(spectrum, num_samples)
 
 
 def click_envelope(rng: np.random.Generator, num_samples: int, clicks_hz: float) -> np.ndarray:

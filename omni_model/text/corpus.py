@@ -130,7 +130,10 @@ def random_sound(rng: np.random.Generator) -> tuple[dict[str, str], str]:
     else:
         kinds = (("pitch", "contour", "tremolo"), ("noise",), ("beeps", "pitch"))
         names = [*kinds[rng.integers(len(kinds))], "loudness"]
+    names += ["recording"] if rng.random() < 0.3 else []
     labels = {name: str(rng.choice(grammar().categories[name].options)) for name in names}
+    if labels.get("recording") == "noisy":
+        labels["noise"] = str(rng.choice(grammar().categories["noise"].options))
     transcript = " ".join(
         value for name, value in labels.items() if grammar().categories[name].group == "words"
     )

@@ -89,6 +89,12 @@ def pick_options(category: str, correct: str, rng: np.random.Generator) -> list[
     return [picked[i] for i in rng.permutation(len(picked))]
 
 
+def askable(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that the grammar has questions and words for; corpora may know more about their clips."""
+    known = grammar().categories
+    return {name: v for name, v in labels.items() if name in known and v in known[name].options}
+
+
 def caption(labels: Mapping[str, str], transcript: str) -> str:
     """One English sentence that names every label of a clip.
 
@@ -105,6 +111,8 @@ def caption(labels: Mapping[str, str], transcript: str) -> str:
         grammar().categories[name].group in ("words", "voice") for name in labels
     )
     sentence = _speech(labels, transcript) if spoken else _sound(labels)
+    if "recording" in labels:
+        sentence += " " + grammar().categories["recording"].phrase("anywhere", labels["recording"])
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
