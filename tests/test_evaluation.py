@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omni_model.audio.corpora import clip_rng
+from omni_model.audio.clips import clip_rng
 from omni_model.config import (
     BadInput,
     BenchmarkRecipe,
@@ -120,6 +120,9 @@ def test_benchmark_has_fifty_keys_a_letter_and_equal_keys_in_each_group(items: l
 def test_every_answer_is_key_and_wrong_option_about_equally_often(items: list[Item]) -> None:
     for name, category in grammar().categories.items():
         asked = [item for item in items if item.category == name]
+        if name == "recording":  # these clips carry no such label, so nothing asks for it
+            assert not asked
+            continue
         keys = Counter(item.key for item in asked)
         wrong = Counter(option for item in asked for option in item.options if option != item.key)
         assert max(keys.values()) - min(keys[o] for o in category.options) <= 1, (name, keys)
@@ -159,7 +162,7 @@ def test_too_few_clips_and_unbalanced_sizes_are_refused_in_words() -> None:
 
 def test_card_says_what_the_benchmark_is_not(items: list[Item]) -> None:
     text = card(items)
-    for phrase in ("200 questions", "closed", "synthetic", "random", "AudioLLMs/AudioBench"):
+    for phrase in ("200 questions", "closed", "synthetic", "micro encoder", "AudioLLMs/AudioBench"):
         assert phrase in text
 
 
@@ -233,18 +236,6 @@ def test_shuffles_are_derangements_inside_the_group(items: list[Item]) -> None:
             assert Counter(clips[row] for row in rows) == Counter(items[row].clip for row in rows)
     with pytest.raises(ValueError, match="another clip"):
         baselines.derange(["a", "a", "b"], np.random.default_rng(0))
-
-
-def test_ridge_solves_the_normal_equations_in_both_forms() -> None:
-    rng = np.random.default_rng(2)
-    for rows, columns in ((30, 7), (7, 30)):
-        inputs, targets = rng.normal(size=(rows, columns)), rng.normal(size=(rows, 3))
-        inputs -= inputs.mean(axis=0)
-        (found,) = baselines.ridge(inputs, targets, [0.5])
-        centred = targets - targets.mean(axis=0)
-        truth = np.linalg.solve(inputs.T @ inputs + 0.5 * np.eye(columns), inputs.T @ centred)
-        assert np.allclose(found[:-1], truth)
-        assert np.allclose(found[-1], targets.mean(axis=0))
 
 
 def test_probe_reads_what_the_features_hold(items: list[Item]) -> None:

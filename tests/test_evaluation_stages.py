@@ -32,7 +32,8 @@ from omni_model.artifacts import (
     content_digest,
     hash_payload,
 )
-from omni_model.audio.corpora import Clip, ClipPlan, clip_rng, write_corpus
+from omni_model.audio.clips import Clip, ClipPlan, clip_rng
+from omni_model.audio.corpora import write_corpus
 from omni_model.audio.encoder import make_encoder
 from omni_model.audio.features import FeatureReader, extract
 from omni_model.config import (

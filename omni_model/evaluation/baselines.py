@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from omni_model.audio.features import FeatureReader
+from omni_model.audio.probe import fit_probe, pool
 from omni_model.evaluation.benchmark import Item
 from omni_model.text.questions import LETTERS
 
-RIDGE_STRENGTHS = tuple(10.0**power for power in range(-1, 6))
 MAX_REPAIRS = 10_000
 
 
@@ -56,12 +56,6 @@ def derange(clips: Sequence[str], rng: np.random.Generator) -> list[int]:
     )
 
 
-def pool(frames: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation and maximum over time: frames (T, D) -> (3 D,) float64."""
-    frames = frames.astype(np.float64)
-    return np.concatenate([frames.mean(axis=0), frames.std(axis=0), frames.max(axis=0)])
-
-
 def probe(items: Sequence[Item], features: FeatureReader) -> np.ndarray:
     """A linear classifier per category on pooled encoder features, answering among each item's options.
 
@@ -97,36 +91,5 @@ def _probe_category(
     train, truth = labelled("train")
     if not len(train):
         return np.zeros((len(clips), len(labels)))
-    centre, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
-    weights = ridge((train - centre) / spread, np.eye(len(labels))[truth], RIDGE_STRENGTHS)
-    held_out, held_truth = labelled("validation")
-    best = weights[len(weights) // 2]
-    if len(held_out):
-        guesses = [(((held_out - centre) / spread) @ w[:-1] + w[-1]).argmax(axis=1) for w in weights]
-        right = [int((guess == held_truth).sum()) for guess in guesses]
-        # Of equally good strengths the largest: it moves least with noise.
-        best = weights[len(right) - 1 - int(np.argmax(right[::-1]))]
-    asked = np.array([pooled[clip] for clip in clips])
-    return ((asked - centre) / spread) @ best[:-1] + best[-1]
-
-
-def ridge(inputs: np.ndarray, targets: np.ndarray, strengths: Sequence[float]) -> list[np.ndarray]:
-    """Closed-form ridge regression for several strengths from one eigendecomposition.
-
-    Args:
-        inputs: (N, P), each column with mean 0.
-        targets: (N, K).
-
-    Returns:
-        One (P + 1, K) array per strength; its last row is the intercept.
-    """
-    mean = targets.mean(axis=0)
-    centred = targets - mean
-    if inputs.shape[1] <= len(inputs):
-        values, vectors = np.linalg.eigh(inputs.T @ inputs)
-        left, right = vectors, vectors.T @ (inputs.T @ centred)
-    else:  # fewer clips than dimensions: the dual problem is the smaller one
-        values, vectors = np.linalg.eigh(inputs @ inputs.T)
-        left, right = inputs.T @ vectors, vectors.T @ centred
-    values = np.maximum(values, 0.0)[:, None]
-    return [np.vstack([left @ (right / (values + strength)), mean]) for strength in strengths]
+    reader = fit_probe(train, truth, len(labels), labelled("validation"))
+    return reader.scores(np.array([pooled[clip] for clip in clips]))

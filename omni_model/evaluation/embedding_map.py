@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from omni_model.artifacts import AdapterCheckpoint, FeatureShards, GptCheckpoint, TokenizerFiles
-from omni_model.audio.corpora import clip_rng
+from omni_model.audio.clips import clip_rng
 from omni_model.audio.features import FeatureReader
 from omni_model.config import JSON, BadInput, EmbeddingMapRecipe, Runtime
 from omni_model.evaluation.map_picture import Panel, draw_map
@@ -27,7 +27,7 @@ from omni_model.model.omni import OmniModel
 from omni_model.model.projector import NUM_MARKERS
 from omni_model.model.weights import load_listener
 from omni_model.storage import Workspace
-from omni_model.text.questions import grammar
+from omni_model.text.questions import askable, grammar
 from omni_model.text.tokenizer import Tokenizer, load_tokenizer
 
 MAP = "map.json"
@@ -90,7 +90,7 @@ def map_embeddings(
     clips = features.by_split("test")
     if not clips:
         raise BadInput("the features hold no test clips; make the corpora with clips.test of 1 or more")
-    keys, labels = [clip["key"] for clip in clips], [clip["labels"] for clip in clips]
+    keys, labels = [clip["key"] for clip in clips], [askable(clip["labels"]) for clip in clips]
     audio, raw_rms = embed_clips(model, features, keys)
     plane = fit_plane(text, recipe.components)
     text_places, audio_places = plane.project(text), plane.project(audio)

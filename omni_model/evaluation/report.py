@@ -28,6 +28,7 @@ from omni_model.evaluation.charts import curve, gauge, percent
 from omni_model.evaluation.embedding_map import PICTURES
 from omni_model.evaluation.markdown import inline_curve, inline_png, score_table
 from omni_model.evaluation.report_sections import (
+    carried,
     comparison,
     curves,
     footer,
@@ -51,6 +52,8 @@ STUCK_SHARE = 0.9
 EARS = {
     "random": "The ear is a Whisper-shaped encoder with random weights, which nothing has trained: "
     "every step from sound to score runs, but a score near chance is expected.",
+    "micro": "The ear is a micro encoder of Whisper's architecture with a closed vocabulary, taught here on "
+    "synthetic sounds and voices: it knows the kinds of labels that are asked about, and no others.",
 }
 
 
@@ -91,6 +94,7 @@ def write_report(
         _score_hero(recipe.title, found, encoder.weights, sizes),
         comparison(found),
         heard(items, read_answers(scores.out), {"sounds": sounds, "speech": speech}, recipe.listed_items),
+        *carried(encoder),
         map_section(embedding_map),
         curves(learned),
         page.section(
@@ -126,25 +130,25 @@ def meaning_of(scores: Mapping[str, Any], weights: str) -> tuple[str, str]:
     lead = f"its lead over the best guess without audio ({scores['margin_over']}) lies {points}"
     sure = f"{100 * scores['confidence']:g} %"
     probe = percent(scores["baselines"]["linear probe"]["accuracy"])
+    ear = EARS.get(weights, f"The ear is the encoder of {weights}.")
     asked, letter = sum(scores["letters"].values()), max(scores["letters"], key=scores["letters"].get)
     most = scores["letters"][letter]
     stuck = f" It answered {letter} in {most} of {asked} askings." if most > STUCK_SHARE * asked else ""
     if low <= 0:
         return (
             "Not distinguishable from guessing.",
-            f"With {sure} confidence {lead}. {EARS[weights]} A linear probe of the encoder's features "
+            f"With {sure} confidence {lead}. {ear} A linear probe of the encoder's features "
             f"reaches {probe}.{stuck}",
         )
     if not scores["passed"]:
         return (
             f"It hears something, but less than the pass mark of {100 * PASS_MARK:.0f} %.",
-            f"With {sure} confidence {lead}. {EARS[weights]} A linear probe of the encoder's features "
+            f"With {sure} confidence {lead}. {ear} A linear probe of the encoder's features "
             f"reaches {probe}.{stuck}",
         )
     return (
         "It hears: it answers questions about sounds that it never met.",
-        f"With {sure} confidence {lead}. {EARS[weights]} A linear probe of the encoder's features "
-        f"reaches {probe}.",
+        f"With {sure} confidence {lead}. {ear} A linear probe of the encoder's features reaches {probe}.",
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from omni_model.artifacts import AudioCorpus, Checkpoint, EmbeddingMap, sha256_text
+from omni_model.artifacts import AudioCorpus, Checkpoint, EmbeddingMap, EncoderFiles, sha256_text
 from omni_model.audio.corpora import read_shard, shard_paths
 from omni_model.evaluation import page
 from omni_model.evaluation.benchmark import CHANCE, GROUPS, Item
@@ -13,6 +13,7 @@ from omni_model.evaluation.charts import Bar, curve, interval_bars, percent
 from omni_model.evaluation.embedding_map import PICTURES, read_map
 
 CURVE = "curve.json"
+PROBES = "probes.json"
 KINDS = {
     "model": "the listener",
     "no_audio": "hears nothing (to beat)",
@@ -133,6 +134,26 @@ def read_wavs(corpus: AudioCorpus, keys: set[str]) -> dict[str, bytes]:
         if keys
         else {}
     )
+
+
+def carried(encoder: EncoderFiles) -> list[str]:
+    """What a linear classifier finds in the encoder's frames, before and after it was taught, if it was."""
+    path = encoder.out / PROBES
+    if not path.exists():
+        return []
+    probes: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        (name, *(percent(found[column]) for column in ("chance", "before", "after")), f"{found['clips']:,}")
+        for name, found in sorted(probes.items(), key=lambda pair: -pair[1]["after"])
+    ]
+    heads = ("what is asked", "guessing", "random weights", "taught", "clips")
+    return [
+        page.section(
+            "What the ear carries",
+            "A linear classifier reads the encoder's frames of voices and sounds that neither has met.",
+            f'<div class="card">{page.table(heads, rows)}</div>',
+        )
+    ]
 
 
 def map_section(embedding_map: EmbeddingMap) -> str:

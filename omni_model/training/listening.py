@@ -18,7 +18,7 @@ from omni_model.audio.features import FeatureReader
 from omni_model.config import BadInput
 from omni_model.model.omni import OmniModel
 from omni_model.text.conversation import Exchange
-from omni_model.text.questions import LETTERS, caption, grammar, multiple_choice, pick_options
+from omni_model.text.questions import LETTERS, askable, caption, grammar, multiple_choice, pick_options
 from omni_model.text.tokenizer import Tokenizer
 from omni_model.training.exchanges import NOT_SCORED, ExchangeRows
 
@@ -79,7 +79,8 @@ class Classroom:
     """
 
     def __init__(self, features: FeatureReader, split: str, tokenizer: Tokenizer) -> None:
-        self.clips = [clip for clip in features.by_split(split) if clip["labels"]]
+        clips = [clip | {"labels": askable(clip["labels"])} for clip in features.by_split(split)]
+        self.clips = [clip for clip in clips if clip["labels"]]
         if not self.clips:
             raise BadInput(
                 f"the features hold no labelled clips in the {split} split; raise its size in the recipe"

@@ -19,7 +19,7 @@ from omni_model.model.omni import OmniModel
 from omni_model.model.projector import Projector
 from omni_model.model.weights import save_gpt, save_projector
 from omni_model.storage import Workspace
-from omni_model.text.questions import caption
+from omni_model.text.questions import askable, caption
 from omni_model.text.tokenizer import ByteTokenizer
 from omni_model.training.exchanges import NOT_SCORED
 from omni_model.training.loop import Objective, train
@@ -122,4 +122,5 @@ class Overfitting(Objective):
 
 def caption_of(clip: dict[str, Any]) -> str:
     """A clip's transcript where nothing is labelled, as with the smoke clips; else the grammar's sentence."""
-    return str(clip["transcript"]) if not clip["labels"] else caption(clip["labels"], clip["transcript"])
+    labels = askable(clip["labels"])
+    return caption(labels, clip["transcript"]) if labels else str(clip["transcript"])

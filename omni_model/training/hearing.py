@@ -1,0 +1,269 @@
+"""What an encoder is taught to hear: the labels of whole clips, and what sounds in every frame.
+
+Nothing is listed here: the lessons are read off the clips. Each category of labels is one question about a
+clip; each track of a timeline (words, beeps, the motion of the pitch) is one about every frame of the clips
+that have it, with silence of the track as an answer too. Where somebody speaks, every frame is also asked
+for the pitch of the voice, which is measured. Dense answers are what makes learning short: from labels of
+clips alone, a direction of pitch stayed at chance for as long as anybody waited.
+
+Legend: B batch, M mel bins, F mel frames (100 Hz), T encoder frames (50 Hz), E encoder width.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omni_model.artifacts import AudioCorpus
+from omni_model.audio.corpora import read_shard, shard_paths
+from omni_model.audio.mel import log_mel
+from omni_model.audio.waveform import (
+    ENCODER_FRAME_RATE_HZ,
+    FRAMES_PER_ENCODER_FRAME,
+    SAMPLE_RATE_HZ,
+    decode,
+)
+
+SILENT = ""  # the value of a frame in which a track has no event
+UNKNOWN = -1  # the target where a clip has no such label or track
+INITIAL_SPREAD = 0.02
+PART_WEIGHT = 0.5  # of labels read from single frames, against those read from the mean
+
+
+# The pitch of a voice, in steps of two semitones.
+PITCH_RATE_HZ = SAMPLE_RATE_HZ // 2
+PITCH_WINDOW = PITCH_RATE_HZ // 25  # 40 ms
+PITCH_HOP = PITCH_RATE_HZ // ENCODER_FRAME_RATE_HZ
+LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 400.0
+PITCHES_PER_OCTAVE = 6
+NUM_PITCHES = 2 + int(PITCHES_PER_OCTAVE * np.log2(HIGHEST_PITCH_HZ / LOWEST_PITCH_HZ))
+VOICED = 0.5  # least likeness to oneself a period later
+AS_ALIKE = 0.9  # of the best likeness: the shortest such period is taken, for all its multiples do as well
+AUDIBLE = 1e-3  # of the loudest window's power
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every question there is.
+
+    Attributes:
+        labels: category -> its values.
+        tracks: track -> its values, silence first.
+        counts: track -> the most events in one clip, for tracks whose events are all alike. Events that
+            differ are told apart; equal ones can only be counted.
+    """
+
+    labels: Mapping[str, tuple[str, ...]]
+    tracks: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, clips: Sequence[Mapping[str, Any]]) -> "Vocabulary":
+        """What occurs in the metadata of these clips."""
+        labels: dict[str, set[str]] = {}
+        tracks: dict[str, set[str]] = {}
+        counts: Counter[str] = Counter()
+        for clip in clips:
+            for category, value in clip["labels"].items():
+                labels.setdefault(category, set()).add(value)
+            for track, value, _, _ in clip.get("timeline", ()):
+                tracks.setdefault(track, set()).add(value)
+            counts |= Counter(event[0] for event in clip.get("timeline", ()))
+        return cls(
+            {category: tuple(sorted(labels[category])) for category in sorted(labels)},
+            {track: (SILENT, *sorted(tracks[track])) for track in sorted(tracks)},
+            {track: counts[track] for track in sorted(tracks) if len(tracks[track]) == 1},
+        )
+
+    @property
+    def num_frame_questions(self) -> int:
+        """Questions about every frame: values, counts, and the pitch of a voice."""
+        return len(self.tracks) + len(self.counts) + 1
+
+
+@dataclass(frozen=True)
+class HeardClip:
+    """A window of a clip: its spectrogram (M, F) float16 and its metadata.
+
+    Attributes:
+        start_s: where in the clip the window begins.
+        whole: whether the window is all of the clip, so that labels of the clip hold for it.
+        pitch: what `voice_pitch` measured (T,), where somebody speaks.
+    """
+
+    mel: Tensor
+    metadata: Mapping[str, Any]
+    start_s: float = 0.0
+    whole: bool = True
+    pitch: np.ndarray | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.mel.size(1) // FRAMES_PER_ENCODER_FRAME
+
+    def label_targets(self, vocabulary: Vocabulary) -> list[int]:
+        """The number of the clip's value in each category, UNKNOWN where it has none."""
+        labels = self.metadata["labels"] if self.whole else {}
+        return [
+            values.index(labels[category]) if labels.get(category) in values else UNKNOWN
+            for category, values in vocabulary.labels.items()
+        ]
+
+    def frame_targets(self, vocabulary: Vocabulary) -> np.ndarray:
+        """What is right at the middle of each frame: (questions, T) int64.
+
+        The number of each track's value, how many events of each counted track have begun, and the pitch.
+        """
+        targets = np.full((vocabulary.num_frame_questions, self.num_frames), UNKNOWN)
+        middle_s = self.start_s + (np.arange(self.num_frames) + 0.5) / ENCODER_FRAME_RATE_HZ
+        for row, (track, values) in enumerate(vocabulary.tracks.items()):
+            events = [event for event in self.metadata.get("timeline", ()) if event[0] == track]
+            if events:
+                targets[row] = 0
+            for _, value, start_s, end_s in events:
+                if value in values:
+                    targets[row, (middle_s >= start_s) & (middle_s < end_s)] = values.index(value)
+        for row, (track, most) in enumerate(vocabulary.counts.items(), start=len(vocabulary.tracks)):
+            starts_s = [event[2] for event in self.metadata.get("timeline", ()) if event[0] == track]
+            if starts_s:
+                begun = (middle_s >= np.array(starts_s)[:, None]).sum(axis=0)
+                targets[row] = np.minimum(begun, most)
+        if self.pitch is not None:
+            targets[-1] = self.pitch
+        return targets
+
+
+def hear(
+    corpora: Sequence[AudioCorpus], splits: Sequence[str], num_mel_bins: int, max_audio_s: int
+) -> list[HeardClip]:
+    """Every clip of these splits, in windows of at most `max_audio_s`, as the frozen encoder will hear it."""
+    return [
+        window
+        for corpus in corpora
+        for path in shard_paths(corpus)
+        for key, sound, metadata in read_shard(path)
+        if metadata["split"] in splits
+        for window in _windows(decode(sound, key), metadata, num_mel_bins, max_audio_s)
+    ]
+
+
+def _windows(
+    samples: np.ndarray, metadata: Mapping[str, Any], num_mel_bins: int, max_audio_s: int
+) -> Iterator[HeardClip]:
+    size = max_audio_s * ENCODER_FRAME_RATE_HZ
+    parts = torch.split(log_mel(samples, num_mel_bins).half(), size * FRAMES_PER_ENCODER_FRAME, dim=1)
+    pitch = voice_pitch(samples) if metadata["transcript"] else None
+    for number, part in enumerate(parts):
+        first = number * size
+        own = None if pitch is None else pitch[first : first + part.size(1) // FRAMES_PER_ENCODER_FRAME]
+        yield HeardClip(part.contiguous(), metadata, float(number * max_audio_s), len(parts) == 1, own)
+
+
+def voice_pitch(samples: np.ndarray) -> np.ndarray:
+    """Per frame the pitch of a voice in samples (N,) at 16 kHz: 0 where none is, else 1 and up from 65 Hz.
+
+    The period is the shortest lag at which 40 ms resemble themselves. Returns (T,) int64.
+    Source: Boersma 1993, "Accurate short-term analysis of the fundamental frequency", for dividing the
+    autocorrelation by the window's own.
+    """
+    slow = samples[: len(samples) // 2 * 2].reshape(-1, 2).mean(axis=1)
+    count = len(slow) // PITCH_HOP
+    window = np.hanning(PITCH_WINDOW)
+    padded = np.pad(slow, (PITCH_WINDOW - PITCH_HOP) // 2)
+    frames = sliding_window_view(padded, PITCH_WINDOW)[::PITCH_HOP][:count] * window
+    shortest, longest = int(PITCH_RATE_HZ / HIGHEST_PITCH_HZ), int(PITCH_RATE_HZ / LOWEST_PITCH_HZ)
+    likeness, own = _autocorrelation(frames, longest + 2), _autocorrelation(window, longest + 2)
+    power = likeness[:, :1] + 1e-12
+    likeness = likeness / power * (own[0] / own)
+    here = likeness[:, shortest : longest + 1]
+    peak = (here >= likeness[:, shortest - 1 : longest]) & (here >= likeness[:, shortest + 1 : longest + 2])
+    best = np.where(peak, here, 0.0).max(axis=1, keepdims=True)
+    lag = shortest + (peak & (here >= AS_ALIKE * best)).argmax(axis=1)
+    voiced = (best[:, 0] > VOICED) & (power[:, 0] > AUDIBLE * power.max())
+    step = 1 + np.floor(PITCHES_PER_OCTAVE * np.log2(PITCH_RATE_HZ / lag / LOWEST_PITCH_HZ)).astype(np.int64)
+    return np.where(voiced, np.clip(step, 1, NUM_PITCHES - 1), 0)
+
+
+def _autocorrelation(windows: np.ndarray, num_lags: int) -> np.ndarray:
+    """Of windows (..., S), for lags 0 and up: (..., num_lags)."""
+    spectrum = np.fft.rfft(windows, 2 * windows.shape[-1])
+    return np.fft.irfft(np.abs(spectrum) ** 2)[..., :num_lags]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch: spectrograms (B, M, F) with real encoder frames (B,), and what is right.
+
+    Attributes:
+        labels: (B, categories).
+        frames: (questions, B, T), see `HeardClip.frame_targets`.
+    """
+
+    mel: Tensor
+    lengths: Tensor
+    labels: Tensor
+    frames: Tensor
+
+    @classmethod
+    def of(cls, clips: Sequence[HeardClip], vocabulary: Vocabulary) -> "Lesson":
+        """Clips padded on the right with zeros, which is what a convolution sees beyond a clip's end."""
+        lengths = torch.tensor([clip.num_frames for clip in clips])
+        longest = int(lengths.max())
+        mel = torch.zeros(len(clips), clips[0].mel.size(0), longest * FRAMES_PER_ENCODER_FRAME)
+        frames = torch.full((vocabulary.num_frame_questions, len(clips), longest), UNKNOWN)
+        for row, clip in enumerate(clips):
+            mel[row, :, : clip.mel.size(1)] = clip.mel
+            frames[:, row, : clip.num_frames] = torch.from_numpy(clip.frame_targets(vocabulary))
+        labels = torch.tensor([clip.label_targets(vocabulary) for clip in clips])
+        return cls(mel, lengths, labels, frames)
+
+
+class Answers(nn.Module):
+    """The linear readers that are thrown away when the encoder has learned: one for clips, one for frames."""
+
+    def __init__(self, width: int, vocabulary: Vocabulary, generator: torch.Generator) -> None:
+        super().__init__()
+        self._label_sizes = [len(values) for values in vocabulary.labels.values()]
+        self._track_sizes = [len(values) for values in vocabulary.tracks.values()]
+        self._track_sizes += [count + 1 for count in vocabulary.counts.values()]
+        self._track_sizes.append(NUM_PITCHES)
+        self.clip = nn.Linear(width, sum(self._label_sizes))
+        self.frame = nn.Linear(width, sum(self._track_sizes))
+        for linear in (self.clip, self.frame):
+            nn.init.normal_(linear.weight, std=INITIAL_SPREAD, generator=generator)
+            nn.init.zeros_(linear.bias)
+
+    def losses(self, frames: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Mean loss over the questions about clips, and over those about frames, in nats.
+
+        A clip's labels are read from the mean over its frames and, with less weight, from each frame alone:
+        whoever reads the frozen encoder later sees few frames at a time.
+        frames (B, T, E) may hold anything beyond a clip's length.
+        """
+        real = torch.arange(frames.size(1)) < lesson.lengths.unsqueeze(1)
+        mean = (frames * real.unsqueeze(-1)).sum(dim=1) / lesson.lengths.unsqueeze(1)
+        whole = self.clip(mean).split(self._label_sizes, dim=1)
+        alone = self.clip(frames).split(self._label_sizes, dim=2)
+        tracks = self.frame(frames).split(self._track_sizes, dim=2)
+        labels = lesson.labels.T.unsqueeze(-1)  # (categories, B, 1)
+        of_clips = [known_loss(*pair) for pair in zip(whole, labels.squeeze(-1), strict=True)]
+        of_parts = [known_loss(*pair) for pair in zip(alone, torch.where(real, labels, UNKNOWN), strict=True)]
+        of_frames = [known_loss(*pair) for pair in zip(tracks, lesson.frames, strict=True)]
+        return _mean(of_clips, frames) + PART_WEIGHT * _mean(of_parts, frames), _mean(of_frames, frames)
+
+
+def known_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (..., K) over targets (...) that are known; 0 where none is."""
+    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=UNKNOWN, reduction="sum")
+    return total / (targets != UNKNOWN).sum().clamp(min=1)
+
+
+def _mean(losses: Sequence[Tensor], frames: Tensor) -> Tensor:
+    return torch.stack(list(losses)).mean() if losses else frames.sum() * 0
