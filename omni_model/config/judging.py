@@ -1,0 +1,40 @@
+"""Recipes of what judges and tells."""
+
+from dataclasses import dataclass
+
+from omni_model.config.base import Recipe
+
+
+@dataclass(frozen=True)
+class BenchmarkRecipe(Recipe):
+    """AudioBench-mini: 4 options, keys balanced inside each group. It has a seed of its own."""
+
+    words: int = 60
+    voice: int = 60
+    scene: int = 80
+    seed: int = 20260314
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe(Recipe):
+    """Letter logits over every rotation of the options; intervals by bootstrap over the items."""
+
+    shuffles: int = 5
+    bootstrap_draws: int = 10_000
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class EmbeddingMapRecipe(Recipe):
+    """Where soft tokens land among text embeddings: principal components fitted on text alone."""
+
+    clips: int = 120
+    components: int = 2
+
+
+@dataclass(frozen=True)
+class ReportRecipe(Recipe):
+    """The page a stranger reads."""
+
+    title: str = "nanochat-omni"
+    listed_items: int = 12
