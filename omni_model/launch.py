@@ -6,6 +6,7 @@ means that the parent is gone. The parent's lease is inherited, so nobody else e
 the last process of this attempt is dead.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -24,7 +25,8 @@ from typing import Any
 from omni_model import hardware
 from omni_model.artifacts import Artifact, Manifest, hash_payload, write_atomically
 from omni_model.config import JSON, BadInput
-from omni_model.storage import Job, Workspace, remember
+from omni_model.local_store import remember
+from omni_model.storage import Job, Workspace
 from omni_model.telemetry import Metrics
 
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED = 0, 1, 2
@@ -44,7 +46,7 @@ def run(job: Job) -> Artifact:
     """
     started = time.time()
     metrics = Metrics(job.directory / "metrics.jsonl")
-    work = Workspace(job.directory, job.seed, metrics)
+    work = Workspace(job.directory, job.seed, metrics, job.components)
     if "torch" in job.components["packages"]:  # importing it costs seconds that other stages need not pay
         hardware.prepare_torch(job.runtime, job.seed)
     facts = resolve(job.entrypoint)(job.recipe, *job.inputs, work=work, runtime=job.runtime)
@@ -72,13 +74,20 @@ def seal(job: Job, facts: dict[str, Any], metrics: dict[str, Any], started: floa
         job.stage, job.key, job.handle, job.components, files, facts, metrics, timings, versions
     )
     manifest.write(job.directory)
-    remember(job.directory, manifest)
     shutil.rmtree(job.directory / "partial", ignore_errors=True)
+    remember(job.directory, manifest)  # after that, which gave linked files a new change time
     return Artifact.from_manifest(manifest, job.directory)
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process.
+
+    On Linux, what getrusage tells begins with the memory of the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -35,7 +35,8 @@ from omni_model.artifacts import (
 from omni_model.audio.clips import Clip, ClipPlan, clip_rng
 from omni_model.audio.corpora import write_corpus
 from omni_model.audio.encoder import make_encoder
-from omni_model.audio.features import FeatureReader, extract
+from omni_model.audio.features import extract
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import (
     BadInput,
     BenchmarkRecipe,
@@ -308,7 +309,10 @@ def test_report_stands_alone_and_repeats_byte_for_byte(world: World, scores: Sco
         *world.heard,
     )
     shape = {"width": 8, "num_layers": 1, "frame_rate_hz": 50, "max_audio_s": 3.0}
-    encoder = handle(tmp_path / "encoder", EncoderFiles, weights="random", **shape)
+    (tmp_path / "encoder" / "out").mkdir(parents=True)
+    told = {"pitch": {"chance": 0.25, "before": 0.5, "after": 0.9375, "clips": 32}}
+    (tmp_path / "encoder" / "out" / "probes.json").write_text(json.dumps(told))
+    encoder = handle(tmp_path / "encoder", EncoderFiles, family="whisper", weights="micro", **shape)
     inputs = (
         scores,
         mapped,
@@ -327,6 +331,8 @@ def test_report_stands_alone_and_repeats_byte_for_byte(world: World, scores: Sco
     text = check_page(first.out / report.REPORT)
     assert re.fullmatch(r"\d+\.\d % \[\d+\.\d, \d+\.\d\], chance 25 %", first.headline)
     assert text.count("<audio") == 12
+    assert "What the ear carries" in text
+    assert "93.8 %" in text
     assert text.count('class="bars"') == 4
     wav = base64.b64decode(text.split("data:audio/wav;base64,")[1].split('"')[0])
     assert page.pcm_of(wav).shape == (4800,)

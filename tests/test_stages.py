@@ -1,11 +1,8 @@
 """Training stages on miniature data: facts, payloads, kill and resume, and the guards."""
 
 import dataclasses
-import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,8 @@ from omni_model.artifacts import (
     TokenizerFiles,
     hash_payload,
 )
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
+from omni_model.audio.shards import INDEX, record_path, write_index, write_shard
 from omni_model.config import (
     AlignRecipe,
     BadInput,
@@ -105,27 +103,20 @@ def summary_of(handle: Artifact) -> dict[str, Any]:
 
 
 def write_features(directory: Path, clips: list[dict[str, Any]]) -> FeatureShards:
-    """A feature payload of random frames, in the format of the feature stage."""
+    """A feature payload of random frames, as the feature stage writes it."""
     (directory / "out").mkdir(parents=True)
-    path = directory / "out" / "features-00000.tar"
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+
+    def rows() -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
         for number, clip in enumerate(clips):
-            buffer = io.BytesIO()
             frames = np.random.default_rng([7, number]).normal(size=(6 + number % 5, WIDTH))
-            np.save(buffer, frames.astype(np.float16))
-            member = tarfile.TarInfo(f"{clip['key']}.feat.npy")
-            member.size = buffer.tell()
-            tar.addfile(member, io.BytesIO(buffer.getvalue()))
-    with tarfile.open(path) as tar:
-        places = [
-            {"key": clip["key"], "offset": member.offset_data, "size": member.size, "metadata": clip}
-            for clip, member in zip(clips, tar.getmembers(), strict=True)
-        ]
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    shard = {"name": path.name, "sha256": sha256, "clips": places}
-    index = {"policy": {"encoder": "e"}, "width": WIDTH, "shards": [shard]}
-    (directory / "out" / "index.json").write_text(json.dumps(index))
-    return FeatureShards("features", "k", str(directory), "d", len(clips), 0, WIDTH, 50)
+            yield clip["key"], frames.astype(np.float16), clip
+
+    record = write_shard(directory / "out" / "features-00000.tar", "corpus", rows())
+    record_path(directory / "out" / "features-00000.tar").unlink()
+    facts = {"num_layers": 1, "policy": {"encoder": "e"}, "width": WIDTH}
+    write_index(directory / "out" / INDEX, facts, [record])
+    frames = record["num_frames"]
+    return FeatureShards("features", "k", str(directory), "d", len(clips), frames, WIDTH, 1, 50)
 
 
 def make_clips(name: str, categories: tuple[str, ...], count: int) -> list[dict[str, Any]]:

@@ -1,35 +1,43 @@
 """Frames of the frozen encoder, extracted once, stored in tars that webdataset reads.
 
-One feature tar belongs to one tar of the corpus. `index.json` says where each clip's array lies, so training
-reads any clip in any order with one seek; the tars are ordinary webdataset shards too. Features are only as
-good as the way they were made, so the index carries the *policy* (encoder, layer, precision), and a model
-taught on one policy refuses another.
+One feature tar belongs to one tar of the corpus: that keeps identity simple, and clips that are added to a
+corpus cost only the tars they come in. An hour of sound is 180 MB of whisper-base frames (512 wide, 50 a
+second), so a corpus tar of 20 to 80 minutes gives one of 64 to 256 MB; more or less is right as well, only
+less convenient to move about.
 
-Axes: T encoder frames (50 Hz), D feature width.
+Features are only as good as the way they were made, so the index carries the *policy* (encoder, layers, mix,
+precision), and a model taught on one policy refuses another.
+
+Axes: N samples, T encoder frames, D frame width.
 """
 
-import io
+import contextlib
+import itertools
 import json
 import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
-from omni_model.artifacts import AudioCorpus, EncoderFiles, FeatureShards, sha256_file, write_atomically
-from omni_model.audio.corpora import read_shard, shard_paths
-from omni_model.audio.encoder import FrozenEncoder, load_encoder
-from omni_model.audio.mel import log_mel
-from omni_model.audio.waveform import ENCODER_FRAME_RATE_HZ, decode
+from omni_model import hardware
+from omni_model.artifacts import Artifact, AudioCorpus, EncoderFiles, sha256_file
+from omni_model.audio import corpora, shards, workers
+from omni_model.audio.encoder import Encoder, load_encoder
+from omni_model.audio.waveform import decode
 from omni_model.config import JSON, BadInput, FeatureRecipe, Runtime
 from omni_model.storage import Workspace
 
-INDEX = "index.json"
-ARRAY_SUFFIX, METADATA_SUFFIX = ".feat.npy", ".json"
-TAR_OWNER = "omni"
+CLIPS_PER_BATCH = {"cpu": 1, "cuda": 64}
+WORTH_A_WORKER_FLOP = 1e12  # some ten seconds of a core: a worker takes a few to start
+
+Named = tuple[str, np.ndarray, dict[str, Any]]
+T = TypeVar("T")
 
 
 def extract(
@@ -37,182 +45,237 @@ def extract(
 ) -> dict[str, JSON]:
     """Encode every clip of a corpus. Stage function; returns the facts of FeatureShards.
 
+    Finished tars of a killed attempt are kept, and those of earlier features of a like corpus are taken over.
+
     Raises:
-        BadInput: an unknown layer or dtype, a damaged corpus, or frames that 16 bits cannot hold.
+        BadInput: an unknown layer or dtype, a damaged corpus, a full disk, or frames too large for 16 bits.
+        RuntimeError: a worker failed or was killed.
     """
-    ear = load_encoder(encoder, recipe.dtype, recipe.layer)
-    shards, done = [], 0
-    for source in shard_paths(corpus):
-        target = work.partial / source.name.replace("clips-", "features-")
-        if not target.exists():
-            _extract_shard(source, target, ear, work, done, corpus.num_clips)
-        shards.append(_index_shard(target))
-        done += shards[-1]["num_clips"]
-    if done != corpus.num_clips:
+    num_layers = len(recipe.layers) if recipe.mix == "concat" else 1
+    facts: dict[str, JSON] = {
+        "num_layers": num_layers,
+        "policy": dict(policy(recipe, encoder)),
+        "width": num_layers * encoder.width,
+    }
+    sources = [shard for shard in corpora.read_index(corpus)["shards"] if shard["num_clips"]]
+    with shards.full_disk_told(work.partial):
+        _make_shards(recipe, corpus, encoder, facts, sources, work, runtime)
+        num_clips, num_frames = _publish(facts, [_target(source, work.partial) for source in sources], work)
+    if num_clips != corpus.num_clips:
         raise BadInput(
-            f"{corpus.uri} holds {done} of {corpus.num_clips} clips; delete it to have it made again."
+            f"{corpus.uri} holds {num_clips} of {corpus.num_clips} clips; delete it to have it made again."
         )
-    for shard in shards:
-        os.replace(work.partial / shard["name"], work.out / shard["name"])
-    index = {"policy": policy(recipe, encoder), "width": ear.width, "shards": shards}
-    write_atomically(work.out / INDEX, json.dumps(index, sort_keys=True, separators=(",", ":")) + "\n")
-    num_frames = sum(clip["num_frames"] for shard in shards for clip in shard["clips"])
-    work.metrics.summary(clips=done, frames=num_frames, width=ear.width)
+    work.metrics.summary(clips=num_clips, frames=num_frames, width=num_layers * encoder.width)
     return {
-        "num_clips": done,
+        "num_clips": num_clips,
         "num_frames": num_frames,
-        "width": ear.width,
-        "frame_rate_hz": ENCODER_FRAME_RATE_HZ,
+        "width": num_layers * encoder.width,
+        "num_layers": num_layers,
+        "frame_rate_hz": encoder.frame_rate_hz,
     }
 
 
-def policy(recipe: FeatureRecipe, encoder: EncoderFiles) -> dict[str, str]:
-    """What must be equal for two sets of features to mean the same."""
-    return {"encoder": encoder.digest, "layer": recipe.layer, "dtype": recipe.dtype}
+def policy(recipe: FeatureRecipe, encoder: EncoderFiles) -> dict[str, Any]:
+    """What must be equal for two sets of features to mean the same; an open dtype is this machine's."""
+    dtype = hardware.fast_dtype() if recipe.dtype == "auto" else recipe.dtype
+    return {"encoder": encoder.digest, "layers": list(recipe.layers), "mix": recipe.mix, "dtype": dtype}
 
 
-def encode_samples(samples: np.ndarray, encoder: FrozenEncoder) -> np.ndarray:
+def encode_samples(samples: np.ndarray, encoder: Encoder) -> np.ndarray:
     """Frames (T, D) float16 of samples (N,) at 16 kHz: the one way from sound to features, taught or served.
 
     Raises:
         BadInput: too short, silent, or frames that 16 bits cannot hold.
     """
-    frames_TD = encoder.encode(log_mel(samples, encoder.num_mel_bins)).numpy().astype(np.float16)
-    if not np.isfinite(frames_TD).all():
-        raise BadInput("the encoder's frames do not fit 16-bit floats; choose features.layer=last.")
-    return frames_TD
+    return encode_clips([samples], encoder)[0]
 
 
-def _extract_shard(
-    source: Path, target: Path, encoder: FrozenEncoder, work: Workspace, done: int, total: int
+def encode_clips(clips: Sequence[np.ndarray], encoder: Encoder) -> list[np.ndarray]:
+    """`encode_samples` of several clips at once."""
+    with np.errstate(over="ignore"):
+        frames = [frames_TD.astype(np.float16) for frames_TD in encoder.encode_batch(clips)]
+    if not all(np.isfinite(frames_TD).all() for frames_TD in frames):
+        raise BadInput("the encoder's frames do not fit 16-bit floats; choose features.layers=last.")
+    return frames
+
+
+# --- the stage's parts ---------------------------------------------------------------------------
+
+
+def _target(source: Mapping[str, Any], partial: Path) -> Path:
+    return partial / f"features-{source['name'].removeprefix('clips-')}"
+
+
+def _make_shards(
+    recipe: FeatureRecipe,
+    corpus: AudioCorpus,
+    encoder: EncoderFiles,
+    facts: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    work: Workspace,
+    runtime: Runtime,
 ) -> None:
-    """Write one feature tar under a temporary name, read it back, and only then give it its name."""
-    from webdataset.writer import TarWriter
-
-    temporary, written = target.with_suffix(".tmp"), 0
-    with temporary.open("wb") as file:
-        # Time and owner are fixed: the same features must be the same bytes.
-        with TarWriter(file, user=TAR_OWNER, group=TAR_OWNER, mtime=0, encoder=False, compress=False) as tar:
-            for key, sound, metadata in read_shard(source):
-                frames_TD = encode_samples(decode(sound, f"{source.name}/{key}"), encoder)
-                row = json.dumps({**metadata, "num_frames": len(frames_TD)}, sort_keys=True)
-                sample = {ARRAY_SUFFIX[1:]: _npy(frames_TD), METADATA_SUFFIX[1:]: row.encode()}
-                tar.write({"__key__": key, **sample})
-                written += 1
-                work.metrics.log(done + written, total)
-        file.flush()
-        os.fsync(file.fileno())
-    if (found := _index_shard(temporary)["num_clips"]) != written:
-        raise OSError(f"{temporary} holds {found} clips after {written} were written; is the disk sound?")
-    os.replace(temporary, target)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _index_shard(path: Path) -> dict[str, Any]:
-    """Name, sha256, size and clips of one feature tar; per clip where its array lies, and its metadata."""
-    clips = []
-    with tarfile.open(path, "r:") as tar:
-        members = tar.getmembers()
-        for array, row in zip(members[::2], members[1::2], strict=True):
-            key = array.name.removesuffix(ARRAY_SUFFIX)
-            if row.name != key + METADATA_SUFFIX:
-                raise OSError(f"{path} holds {array.name} and {row.name} where one clip's pair should be")
-            file = tar.extractfile(row)
-            assert file is not None
-            metadata = json.loads(file.read())
-            place = {"offset": array.offset_data, "size": array.size, "num_frames": metadata["num_frames"]}
-            clips.append({"key": key, **place, "metadata": metadata})
-    file_facts = {"name": path.name, "sha256": sha256_file(path), "bytes": path.stat().st_size}
-    return {**file_facts, "num_clips": len(clips), "clips": clips}
+    """Bring every tar into `partial`: kept, borrowed, or made."""
+    missing = [s for s in sources if shards.finished(_target(s, work.partial), s["sha256"]) is None]
+    wanted = {source["sha256"]: _target(source, work.partial).name for source in missing}
+    borrowed = shards.borrow(work.kin() if wanted else [], facts, wanted, work.partial)
+    missing = [source for source in missing if _target(source, work.partial).name not in borrowed]
+    work.metrics.summary(shards=len(sources), shards_borrowed=len(borrowed))
+    if not missing:
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setup: dict[str, Any] = {
+        "encoder": encoder.to_json(),
+        "policy": facts["policy"],
+        "device": device,
+        "corpus": str(corpus.out),
+        "partial": str(work.partial),
+    }
+    told = _progress(work, corpus.num_clips - sum(s["num_clips"] for s in missing), corpus.num_clips)
+    jobs = [{name: source[name] for name in ("name", "sha256", "num_clips")} for source in missing]
+    num_workers = _num_workers(runtime, corpus, encoder, len(jobs), device)
+    if num_workers > 1:
+        workers.spread(__name__, setup, jobs, num_workers, told)
+        return
+    extract_shard = _extractor(setup)
+    for job in jobs:
+        extract_shard(job, told)
 
 
-# --- reading -------------------------------------------------------------------------------------
+def _progress(work: Workspace, done: int, total: int) -> workers.Told:
+    lock, count = threading.Lock(), itertools.count(done + 1)
+
+    def told(steps: int) -> None:
+        with lock:
+            for _ in range(steps):
+                work.metrics.log(next(count), total)
+
+    return told
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where one clip's array lies."""
-
-    path: Path
-    sha256: str
-    offset: int
-    size: int
-
-
-class FeatureReader:
-    """Every clip of one or more feature sets, by key, in any order.
-
-    Attributes:
-        clips: metadata of every clip (with `num_frames`), in key order.
-        width: D.
-        policy: how the frames were made.
-    """
-
-    def __init__(self, *sets: FeatureShards) -> None:
-        """Raises BadInput where sets were made in different ways, share a key, or are damaged."""
-        if not sets:
-            raise BadInput("no features were given; give at least one set.")
-        indexes = [_read_index(each) for each in sets]
-        self.policy: dict[str, str] = indexes[0]["policy"]
-        self.width: int = indexes[0]["width"]
-        self.clips: list[dict[str, Any]] = []
-        self._places: dict[str, _Place] = {}
-        self._verified: set[Path] = set()
-        for each, index in zip(sets, indexes, strict=True):
-            if (index["policy"], index["width"]) != (self.policy, self.width):
-                raise BadInput(
-                    f"{sets[0].uri} and {each.uri} hold different features "
-                    f"({self.width} wide, {self.policy}; {index['width']} wide, {index['policy']}); "
-                    "extract both with one encoder, layer and dtype."
-                )
-            for clip, place in _places(each, index):
-                if clip["key"] in self._places:
-                    raise BadInput(
-                        f"the clip {clip['key']} of {each.uri} is in another set too; keys must differ."
-                    )
-                self.clips.append(clip)
-                self._places[clip["key"]] = place
-        self.clips.sort(key=lambda clip: clip["key"])
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def by_split(self, split: str) -> list[dict[str, Any]]:
-        """Metadata of the clips of one split, in key order."""
-        return [clip for clip in self.clips if clip["split"] == split]
-
-    def frames(self, key: str) -> np.ndarray:
-        """Frames (T, D) float32 of one clip. A shard is hashed once, when it is first touched.
-
-        Raises:
-            KeyError: no such clip.
-            BadInput: the shard's bytes are not those that were written.
-        """
-        place = self._places[key]
-        if place.path not in self._verified:
-            if not place.path.exists() or sha256_file(place.path) != place.sha256:
-                raise BadInput(f"{place.path} is missing or damaged; delete its artifact and run again.")
-            self._verified.add(place.path)
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            array = np.load(io.BytesIO(file.read(place.size)), allow_pickle=False)
-        return array.astype(np.float32)
+def _num_workers(
+    runtime: Runtime, corpus: AudioCorpus, encoder: EncoderFiles, num_shards: int, device: str
+) -> int:
+    """As many as were asked for, else as many as have enough to do; a card is fed by one."""
+    if device != "cpu":
+        return 1
+    if runtime.workers:
+        return min(runtime.workers, num_shards)
+    # A layer has 12 E^2 weights, used twice (multiply, add) in every frame.
+    flop_per_s = 24 * encoder.num_layers * encoder.width**2 * encoder.frame_rate_hz
+    worthwhile = int(corpus.duration_s * flop_per_s / WORTH_A_WORKER_FLOP)
+    cores = (os.cpu_count() or 1) // runtime.parallel_stages
+    return max(1, min(cores, num_shards, worthwhile))
 
 
-def _read_index(features: FeatureShards) -> dict[str, Any]:
+def _publish(facts: Mapping[str, Any], targets: Sequence[Path], work: Workspace) -> tuple[int, int]:
+    """Write the index, and put every tar into the payload. Returns the numbers of clips and frames."""
+    num_clips = num_frames = 0
+
+    def records() -> Iterator[shards.Record]:
+        nonlocal num_clips, num_frames
+        for target in targets:
+            record = json.loads(shards.record_path(target).read_text())
+            num_clips, num_frames = num_clips + record["num_clips"], num_frames + record["num_frames"]
+            yield record
+
+    shards.write_index(work.out / shards.INDEX, facts, records())
+    for target in targets:
+        work.deliver(target.name)
+    return num_clips, num_frames
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread, as each worker has: bytes may not depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        return dict(json.loads((features.out / INDEX).read_text()))
-    except (OSError, ValueError):
-        raise BadInput(f"{features.out / INDEX} cannot be read; delete its artifact and run again.") from None
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _places(features: FeatureShards, index: dict[str, Any]) -> Iterator[tuple[dict[str, Any], _Place]]:
-    for shard in index["shards"]:
-        for clip in shard["clips"]:
-            path = features.out / shard["name"]
-            yield clip["metadata"], _Place(path, shard["sha256"], clip["offset"], clip["size"])
+# --- one shard -----------------------------------------------------------------------------------
+
+
+def _extractor(setup: Mapping[str, Any]) -> workers.Work:
+    """What encodes one tar of the corpus, in the stage's process or a worker's."""
+    files = Artifact.from_json(setup["encoder"])
+    assert isinstance(files, EncoderFiles)
+    way, device, batch = setup["policy"], setup["device"], CLIPS_PER_BATCH[setup["device"]]
+    corpus, partial = Path(setup["corpus"]), Path(setup["partial"])
+    encoder = load_encoder(files, tuple(way["layers"]), way["mix"], way["dtype"], device)
+
+    def extract_shard(job: Mapping[str, Any], told: workers.Told) -> None:
+        decoded = _ahead(_decoded(corpus / job["name"], job["sha256"], job["num_clips"]), 2 * batch)
+        encoded = _ahead(_encoded(decoded, encoder, batch), 2 * batch)
+        with shards.full_disk_told(partial), _one_thread():
+            shards.write_shard(_target(job, partial), job["sha256"], _counted(encoded, told))
+
+    return extract_shard
+
+
+def _decoded(source: Path, sha256: str, num_clips: int) -> Iterator[Named]:
+    """Key, samples (N,) and metadata of every clip of a corpus tar, if they are those that were written."""
+    damaged = BadInput(
+        f"{source} is not what its corpus's index says; delete that artifact to have it made again."
+    )
+    if not source.exists():
+        raise damaged
+    before = _stamp(source)
+    if sha256_file(source) != sha256:
+        raise damaged
+    count = 0
+    for key, sound, metadata in corpora.read_shard(source):
+        yield key, decode(sound, f"{source.name}/{key}"), metadata
+        count += 1
+    if count != num_clips or _stamp(source) != before:  # changed while it was read
+        raise damaged
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _encoded(clips: Iterator[Named], encoder: Encoder, batch: int) -> Iterator[Named]:
+    """The same with frames (T, D) float16 in place of samples."""
+    while group := list(itertools.islice(clips, batch)):
+        frames = encode_clips([samples for _, samples, _ in group], encoder)
+        for (key, _, metadata), frames_TD in zip(group, frames, strict=True):
+            yield key, frames_TD, metadata
+
+
+def _counted(clips: Iterator[Named], told: workers.Told) -> Iterator[Named]:
+    for clip in clips:
+        yield clip
+        told(1)
+
+
+def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The same items, computed in a thread of their own, up to `count` ahead of whoever takes them."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            for each in waiting:
+                each.cancel()
+
+
+def _work() -> None:
+    """A worker of `extract`, in a process of its own."""
+
+    def prepare(setup: Mapping[str, Any]) -> workers.Work:
+        hardware.prepare_torch(Runtime(threads=1), seed=0)
+        return _extractor(setup)
+
+    workers.serve(prepare)
+
+
+if __name__ == "__main__":
+    _work()

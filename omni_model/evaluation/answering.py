@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import BadInput
 from omni_model.evaluation.benchmark import Item
 from omni_model.model.omni import OmniModel

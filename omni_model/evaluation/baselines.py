@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from omni_model.audio.features import FeatureReader
 from omni_model.audio.probe import fit_probe, pool
+from omni_model.audio.reader import FeatureReader
 from omni_model.evaluation.benchmark import Item
 from omni_model.text.questions import LETTERS
 

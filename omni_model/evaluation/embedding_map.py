@@ -19,7 +19,7 @@ import torch
 
 from omni_model.artifacts import AdapterCheckpoint, FeatureShards, GptCheckpoint, TokenizerFiles
 from omni_model.audio.clips import clip_rng
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import JSON, BadInput, EmbeddingMapRecipe, Runtime
 from omni_model.evaluation.map_picture import Panel, draw_map
 from omni_model.model.gpt import rms_norm

@@ -22,7 +22,7 @@ from omni_model.artifacts import (
     TokenizerFiles,
     canonical_json,
 )
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import JSON, EvaluationRecipe, Runtime
 from omni_model.evaluation import baselines
 from omni_model.evaluation.answering import Answerer, Asked, Listener

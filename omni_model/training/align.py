@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_model.artifacts import FeatureShards, GptCheckpoint, TokenizerFiles
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import JSON, AlignRecipe, Runtime
 from omni_model.model.omni import OmniModel
 from omni_model.model.projector import Projector

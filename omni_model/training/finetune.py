@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_model.artifacts import FeatureShards, GptCheckpoint, ProjectorCheckpoint, TokenizerFiles
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import JSON, BadInput, LoraRecipe, Runtime
 from omni_model.model.lora import add_lora, lora_parameters, save_adapter
 from omni_model.model.omni import OmniModel

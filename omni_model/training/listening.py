@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni_model.audio.features import FeatureReader
+from omni_model.audio.reader import FeatureReader
 from omni_model.config import BadInput
 from omni_model.model.omni import OmniModel
 from omni_model.text.conversation import Exchange

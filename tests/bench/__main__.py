@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench import commands, gpt
+from tests.bench import commands, gpt, sound
 from tests.bench.measure import table
 
 
@@ -18,9 +18,12 @@ def main() -> int:
     looking = benches.add_parser("commands", help="what looking costs")
     looking.add_argument("--rounds", type=int, default=9)
     gpt.add_arguments(benches.add_parser("gpt", help="our GPT beside nanochat's"))
+    sound.add_arguments(benches.add_parser("sound", help="from sound to features, and reading them"))
     arguments = parser.parse_args()
-    record = gpt.measure(arguments) if arguments.name == "gpt" else _commands(arguments.rounds)
-    path = Path(__file__).resolve().parents[2] / "runs" / "bench" / f"{arguments.name}.json"
+    others = {"gpt": gpt.measure, "sound": sound.measure}
+    name = arguments.name
+    record = others[name](arguments) if name in others else _commands(arguments.rounds)
+    path = Path(__file__).resolve().parents[2] / "runs" / "bench" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{path}")
