@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from flows import nanochat, recipes, verbs
 from flows.verbs import DONE, FAILED, Stopped
@@ -47,6 +48,14 @@ def error_sentence(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     foreseen = isinstance(error, BadInput) or type(error).__name__ in ("StageFailed", "RuntimeError")
     return str(error) if foreseen else f"{type(error).__name__}: {error} (--debug shows where)"
+
+
+def listen(args: argparse.Namespace) -> int:
+    """`omni listen`."""
+    from omni_model import cli
+
+    cli.listen(Path(args.file), as_json=args.json, png=Path(args.picture) if args.picture else None)
+    return DONE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -135,14 +144,23 @@ def parser() -> argparse.ArgumentParser:
         "  omni doctor\n  omni doctor --json",
     )
     as_json(sub)
-    _nanochat_verbs(verb, as_json)
+    _model_verbs(verb, as_json)
     return top
 
 
-def _nanochat_verbs(
+def _model_verbs(
     verb: Callable[[str, object, str, str], argparse.ArgumentParser],
     as_json: Callable[[argparse.ArgumentParser], None],
 ) -> None:
+    sub = verb(
+        "listen",
+        listen,
+        "say what is heard in a recording, before any model",
+        "  omni listen voice.wav\n  omni listen voice.mp3 --json\n  omni listen voice.wav --picture mel.png",
+    )
+    sub.add_argument("file", help="an audio file of up to an hour")
+    sub.add_argument("--picture", metavar="OUT.png", help="also draw its mel spectrogram")
+    as_json(sub)
     sub = verb(
         "import-nanochat",
         nanochat.import_nanochat,

@@ -42,7 +42,7 @@ def omni(store: Path, *words: str, **variables: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "plan", "why", "verify", "ui", "doctor", "import-nanochat", "export-nanochat"]
+    "verb", ["run", "plan", "why", "verify", "ui", "doctor", "listen", "import-nanochat", "export-nanochat"]
 )
 def test_every_verb_has_help_with_examples(verb: str, tmp_path: Path) -> None:
     done = omni(tmp_path, verb, "--help")

@@ -119,7 +119,10 @@ def _xing_claim(file: BinaryIO, first: int) -> int | None:
     # Decoders take it for sound, not for a header, if anything but zeros stands before the mark.
     if frame is None or head[frame[2] :][:4] not in (b"Xing", b"Info") or any(head[4 : frame[2]]):
         return None
-    flags, count = struct.unpack(">II", head[frame[2] + 4 :][:8])
+    told = head[frame[2] + 4 :][:8]
+    if len(told) < 8:  # cut off inside its first frame: what follows finds nothing to play
+        return None
+    flags, count = struct.unpack(">II", told)
     return int(count) if flags & 1 else None
 
 
