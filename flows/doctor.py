@@ -60,11 +60,12 @@ def _machine() -> Check:
 
 def _store() -> Check:
     try:
-        root = open_store(default_root()).root
+        store = open_store(default_root())
     except BadInput as error:
         return Check("store", False, str(error))
-    free_gib = shutil.disk_usage(root).free / 2**30
-    return Check("store", free_gib > LOW_DISK_GIB, f"{root}, {free_gib:.0f} GiB free")
+    free_gib = shutil.disk_usage(store.root).free / 2**30
+    where = store.url if store.url == str(store.root) else f"{store.url}, mirrored in {store.root}"
+    return Check("store", free_gib > LOW_DISK_GIB, f"{where}, {free_gib:.0f} GiB free")
 
 
 def _attention() -> list[Check]:
@@ -98,4 +99,12 @@ def _server() -> Check:
 
 
 def _encoder() -> Check:
-    return Check("encoder weights", True, "smoke and demo make their own, random; nothing is downloaded")
+    from omni_model.hardware import network
+
+    found = network()
+    caches = f"{found.cache_model_scope}, {found.cache_hugging_face}"
+    hubs = "no hub, since this machine is set to be offline"
+    if not found.offline:
+        hubs = "then at " + ", ".join((*found.model_scope, *found.hugging_face))
+    told = f"demo teaches its own; one that a recipe names is looked for in {caches}, {hubs}"
+    return Check("encoder weights", True, told)

@@ -170,12 +170,11 @@ def newest(store: Store, kind: type[A]) -> A:
     """
     latest = store.root / "latest"
     if not (latest / "summary.json").exists():
-        raise BadInput(
-            f"there was no run in {store.root} yet; omni run makes one, or name a model with --gpt"
-        )
+        raise BadInput(f"there was no run in {store.url} yet; omni run makes one, or name a model with --gpt")
     for row in reversed(runs.read_rows(latest)):
         stage = row.name.partition(":")[0]
         manifest = store.find(stage, row.key)
         if manifest is not None and issubclass(Artifact.kinds[manifest.handle], kind):
+            store.fetch(stage, row.key)
             return artifact_at(str(store.directory(stage, row.key)), kind)
-    raise BadInput(f"the latest run in {store.root} made no {kind.__name__}; name a model with --gpt")
+    raise BadInput(f"the latest run in {store.url} made no {kind.__name__}; name a model with --gpt")

@@ -1,6 +1,6 @@
 """One run as a record: what its stages came to, its summary, its report, and the link to the latest.
 
-`{store}/runs/{id}/` holds `summary.json` and `report.html`; `{store}/latest` links to the newest. A run with
+`{store}/runs/{id}/` holds `summary.json` and `report.html`; `{store}/latest` tells the newest. A run with
 nothing to do writes neither: it points `latest` back at the record that already tells it.
 """
 
@@ -60,6 +60,7 @@ def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manif
     directory.mkdir(parents=True)
     report = directory / "report.html"
     made = next(manifest for manifest in manifests if manifest.handle == Report.__name__)
+    store.fetch(made.stage, made.key)
     page = store.directory(made.stage, made.key) / "out" / "report.html"
     write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, wall_s)))
     summary = {
@@ -69,10 +70,10 @@ def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manif
         **made.facts,
         "stages": [asdict(row) for row in rows],
         "audiobench_mini": audiobench_mini(store, manifests),
-        "report": str(report),
+        "report": store.uri(report),
     }
     write_atomically(directory / "summary.json", json.dumps(summary, indent=1))
-    point_latest(store, directory)
+    store.announce(directory)
     return directory
 
 
@@ -80,6 +81,7 @@ def audiobench_mini(store: Store, manifests: list[Manifest]) -> dict[str, Any] |
     """The benchmark's part of the summary, or None where the run has no scores."""
     for manifest in manifests:
         if manifest.handle == Scores.__name__:
+            store.fetch(manifest.stage, manifest.key)
             path = store.directory(manifest.stage, manifest.key) / "out" / "scores.json"
             return dict(json.loads(path.read_text()))
     return None
@@ -102,21 +104,12 @@ def provenance(rows: list[StageRow], wall_s: float) -> str:
     )
 
 
-def point_latest(store: Store, directory: Path) -> None:
-    """Make `{store}/latest` a link to this run, in one step."""
-    link = store.root / "latest"
-    temporary = store.root / f".latest-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(directory.relative_to(store.root))
-    os.replace(temporary, link)
-
-
 def settle(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manifests: list[Manifest]) -> Path:
     """Record a finished run; one that computed nothing points `latest` back at the record it repeats."""
     if all(row.status == "reused" for row in rows):
         known = find_record(store, recipe, [row.key for row in rows])
         if known is not None:
-            point_latest(store, known)
+            store.announce(known)
             return known
     return record(store, recipe, wall_s, rows, manifests)
 

@@ -14,7 +14,7 @@ from flows.planning import nothing_to_do, plan, plan_rows, plan_summary, seconds
 from omni_model.artifacts import Manifest
 from omni_model.config import BadInput
 from omni_model.plain import nearest
-from omni_model.storage import Store, damages, default_root, fresh_store, open_store
+from omni_model.storage import Store, default_root, fresh_store, open_store
 from tasks.planner import Step
 from tasks.stage import REGISTRY
 
@@ -134,7 +134,7 @@ def verify(args: argparse.Namespace) -> int:
     """`omni verify`."""
     store = open_store(default_root())
     artifacts = [directory for name in sorted(REGISTRY) for directory in store.artifacts(name)]
-    found = {str(directory): _damage(directory) for directory in artifacts}
+    found = {store.uri(directory): _damage(store, directory) for directory in artifacts}
     damaged = [sentence for sentences in found.values() for sentence in sentences]
     if args.json:
         print(json.dumps([{"artifact": name, "damaged": each} for name, each in found.items()], indent=1))
@@ -142,13 +142,13 @@ def verify(args: argparse.Namespace) -> int:
         print(*damaged, sep="\n")
         print(f"\n{len(damaged)} damaged; the next omni run makes exactly these stages again")
     else:
-        print(f"{len(artifacts)} artifacts in {store.root}, every byte as it was made")
+        print(f"{len(artifacts)} artifacts in {store.url}, every byte as it was made")
     return FAILED if damaged else DONE
 
 
-def _damage(directory: Path) -> list[str]:
+def _damage(store: Store, directory: Path) -> list[str]:
     try:
-        return [str(damage) for damage in damages(directory, Manifest.read(directory), trust=False)]
+        return [str(damage) for damage in store.damages(directory, Manifest.read(directory), trust=False)]
     except BadInput as error:
         return [str(error)]
 
@@ -183,4 +183,5 @@ def doctor(args: argparse.Namespace) -> int:
 
 def _resolve(args: argparse.Namespace) -> tuple[recipes.Run, Store]:
     chosen = recipes.resolve(args.recipe, args.settings)
-    return chosen, open_store(chosen.runtime.store or default_root())
+    store = open_store(chosen.runtime.store or default_root())
+    return recipes.settle(chosen, store), store

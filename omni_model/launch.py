@@ -25,8 +25,8 @@ from typing import Any
 from omni_model import hardware
 from omni_model.artifacts import Artifact, Manifest, hash_payload, write_atomically
 from omni_model.config import JSON, BadInput
-from omni_model.local_store import remember
 from omni_model.storage import Job, Workspace
+from omni_model.storage.local import remember
 from omni_model.telemetry import Metrics
 
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED = 0, 1, 2

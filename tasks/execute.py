@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from omni_model.artifacts import Artifact, Manifest
 from omni_model.config import BadInput, Runtime
-from omni_model.storage import Job, Lease, Store, damages
+from omni_model.storage import Job, Store
+from omni_model.storage.lease import Lease
 from omni_model.telemetry import read_progress
 from tasks.identity import Identifier, Identity
 from tasks.stage import Stage
@@ -80,7 +81,7 @@ class Executor:
         """The finished and undamaged artifact of this key, if there is one."""
         manifest = self._store.find(stage.name, key)
         directory = self._store.directory(stage.name, key)
-        if manifest is None or damages(directory, manifest, trust=True):
+        if manifest is None or self._store.damages(directory, manifest, trust=True):
             return None
         return Outcome(stage.makes.from_manifest(manifest, directory), manifest, computed=False)
 
@@ -143,6 +144,8 @@ class Executor:
         label: str,
         lease: Lease,
     ) -> Outcome:
+        for handle in inputs:
+            self._store.fetch(handle.stage, handle.key, self._stopped.is_set)
         directory = self._store.directory(stage.name, identity.key)
         self._store.clear(directory)
         job = Job(
@@ -165,6 +168,7 @@ class Executor:
         else:
             self._run_child(job, label, lease)
         manifest = Manifest.read(directory)
+        self._store.publish(manifest, lease, self._stopped.is_set)
         return Outcome(stage.makes.from_manifest(manifest, directory), manifest, computed=True)
 
     def _run_child(self, job: Job, label: str, lease: Lease) -> None:

@@ -6,8 +6,8 @@ a whole takes in all of it. A symbol's hash covers its syntax tree without posit
 and formatting, so only a change of meaning changes it, and the same source gives the same hash under every
 Python. Data files opened through `Path(__file__).with_name("...")` count by their bytes.
 
-Left out on purpose: `config`, `artifacts`, `storage`, `hardware`, `telemetry`. What they carry is either in
-the recipe or must not count. Nothing here imports what it reads.
+Left out on purpose: what every room shares (`NEUTRAL`). What it carries is either in the recipe or must not
+count. Nothing here imports what it reads.
 """
 
 import ast
@@ -21,7 +21,7 @@ from omni_model.artifacts import sha256_file, sha256_text, write_atomically
 
 PACKAGE = "omni_model"
 NEUTRAL = frozenset(
-    f"{PACKAGE}.{name}" for name in ("config", "plain", "artifacts", "storage", "hardware", "telemetry")
+    ("config", "plain", "artifacts", "storage", "hardware", "telemetry", "downloads", "outside")
 )
 BODY = ""  # the symbol name of a module's own statements: what runs at import besides definitions
 
@@ -233,7 +233,7 @@ class CodeBase:
             return
         while rest and self._path(f"{module}.{rest[0]}"):
             module, *rest = f"{module}.{rest[0]}", *rest[1:]
-        if module in NEUTRAL:
+        if module.removeprefix(f"{PACKAGE}.").split(".")[0] in NEUTRAL:
             return
         loaded = self._module(module)
         if loaded is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from omni_model.artifacts import MANIFEST, Manifest
-from omni_model.storage import Store, damages
+from omni_model.storage import Store
 from tasks.identity import Identifier, Identity, differences, only_code_changed, without_inputs
 from tasks.stage import H, P, Stage, stage_of
 
@@ -107,7 +107,8 @@ class Planner:
             why, nearest = self._explain(stage, identity)
             costly = nearest is not None and only_code_changed(nearest.components, identity.components)
             return Step(stage, recipe, inputs, WILL_RUN, why, identity, nearest, costly)
-        found = damages(self._store.directory(stage.name, identity.key), manifest, trust=True)
+        directory = self._store.directory(stage.name, identity.key)
+        found = self._store.damages(directory, manifest, trust=True)
         if found:
             why = tuple(f"damaged: {damage}" for damage in found)
             return Step(stage, recipe, inputs, WILL_RUN, why, identity, manifest)

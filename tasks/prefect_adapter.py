@@ -19,7 +19,7 @@ from prefect.states import Completed
 
 from omni_model.artifacts import Artifact
 from omni_model.plain import to_plain
-from omni_model.storage import DIRECTORY_HEX, Store
+from omni_model.storage.local import DIRECTORY_HEX, Store
 from tasks.execute import Executor, Outcome
 from tasks.planner import Step
 from tasks.stage import H, P, Stage, stage_of

@@ -94,7 +94,7 @@ def embedded_server(store: Store) -> Iterator[str]:
     home = store.root / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
     # One start at a time: two servers that both find a new database would both migrate it.
-    with store.lease("prefect", "server", "starting a Prefect server", waiting=lambda _: None):
+    with store.local_lease("prefect", "server", "starting a Prefect server"):
         server, api_url = _start(home)
     try:
         yield api_url

@@ -35,10 +35,10 @@ from omni_model.config import (
     SpokenLine,
 )
 from omni_model.config.sound import EMOTIONS
-from omni_model.local_store import finished
 from omni_model.outside import digest_folder
 from omni_model.plain import from_plain
 from omni_model.storage import Workspace
+from omni_model.storage.local import finished
 
 MAX_FAILED_SHARE = 0.2  # of a shard's clips; one failure is always allowed
 MAX_FAILURES_IN_A_ROW = 5
