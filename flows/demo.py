@@ -4,7 +4,7 @@ from omni_model.artifacts import Report
 from omni_model.config import DemoRecipe
 from tasks.judging import build_benchmark, map_embeddings, score_benchmark, write_report
 from tasks.listening import align_projector, finetune_lora
-from tasks.sound import extract_features, make_encoder, synthesize_speech, synthesize_texture
+from tasks.sound import extract_features, pretrain_encoder, synthesize_speech, synthesize_texture
 from tasks.stage import Runner
 from tasks.text import pretrain_gpt, train_tokenizer, write_corpus
 
@@ -18,7 +18,7 @@ def demo(run: Runner, recipe: DemoRecipe) -> Report:
     sounds = run(synthesize_texture, recipe.texture)
     speech = run(synthesize_speech, recipe.speech)
     benchmark = run(build_benchmark, recipe.benchmark, sounds, speech)
-    encoder = run(make_encoder, recipe.encoder)
+    encoder = run(pretrain_encoder, recipe.encoder, sounds, speech)
     heard_sounds = run(extract_features, recipe.features, sounds, encoder)
     heard_speech = run(extract_features, recipe.features, speech, encoder)
 

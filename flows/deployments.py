@@ -13,7 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import runs
 from flows.planning import plan, plan_markdown
-from flows.recipes import RECIPES, Run
+from flows.recipes import RECIPES, Run, settle
 from omni_model.artifacts import Report
 from omni_model.storage import Store, default_root, fresh_store, open_store
 from tasks.execute import Executor, Listener, Outcome
@@ -50,6 +50,7 @@ def carry_out(run: Run, listener: Listener) -> Path:
     Returns the run's directory, which is gone again after a fresh run.
     """
     store = open_store(run.runtime.store or default_root())
+    run = settle(run, store)  # here, on the machine that computes
     if not run.runtime.fresh:
         return _carry_out(run, store, listener)
     with fresh_store(store) as scratch:
@@ -79,6 +80,7 @@ def conclude(run: Run, store: Store, started: float, outcomes: list[tuple[Step, 
     )
     for _, outcome in outcomes:
         if isinstance(outcome.handle, Report):
+            store.fetch(outcome.handle.stage, outcome.handle.key)
             text = (outcome.handle.out / "report.md").read_text()
             create_markdown_artifact(text, key="report", description=outcome.handle.headline)
     return runs.settle(store, run.name, time.time() - started, rows, [o.manifest for _, o in outcomes])
@@ -103,3 +105,7 @@ def send_logs() -> None:
 
 smoke = as_flow(RECIPES["smoke"], LogListener())
 demo = as_flow(RECIPES["demo"], LogListener())
+folder = as_flow(RECIPES["folder"], LogListener())
+librispeech = as_flow(RECIPES["librispeech"], LogListener())
+cosyvoice = as_flow(RECIPES["cosyvoice"], LogListener())
+indextts = as_flow(RECIPES["indextts"], LogListener())

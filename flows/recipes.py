@@ -1,17 +1,37 @@
 """Every run that has a name: which flow, with which recipe."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from flows import listen
 from flows.demo import demo
 from flows.smoke import smoke
-from omni_model.artifacts import Report
-from omni_model.config import BadInput, DemoRecipe, Runtime, SmokeRecipe
+from omni_model import hardware
+from omni_model.artifacts import Report, sha256_text
+from omni_model.config import (
+    BadInput,
+    CosyVoiceRunRecipe,
+    DemoRecipe,
+    FeatureRecipe,
+    FolderRecipe,
+    FolderRunRecipe,
+    IndexTtsRunRecipe,
+    LibriSpeechRunRecipe,
+    OutsideFolder,
+    PretrainedEncoderRecipe,
+    Runtime,
+    SmokeRecipe,
+)
+from omni_model.outside import digest_folder, hash_folder
 from omni_model.plain import nearest, override
+from omni_model.storage import Store
 from tasks.stage import Runner
 
 DEFAULT = "demo"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,10 @@ RECIPES: dict[str, Run] = {
     for run in (
         Run("demo", demo, DemoRecipe(), Runtime()),
         Run("smoke", smoke, SmokeRecipe(), Runtime()),
+        Run("folder", listen.folder, FolderRunRecipe(), Runtime()),
+        Run("librispeech", listen.librispeech, LibriSpeechRunRecipe(), Runtime()),
+        Run("cosyvoice", listen.cosyvoice, CosyVoiceRunRecipe(), Runtime()),
+        Run("indextts", listen.indextts, IndexTtsRunRecipe(), Runtime()),
     )
 }
 
@@ -52,3 +76,39 @@ def resolve(name: str, settings: list[str]) -> Run:
         else:
             recipe = override(recipe, path, text)
     return Run(name, run.flow, recipe, runtime)
+
+
+def settle(run: Run, store: Store) -> Run:
+    """The run with every open value of its recipe filled in from this machine, so that it can have keys.
+
+    A feature dtype `auto` becomes what this processor is fast in; a folder of the user's gets its digest, and
+    an encoder in a directory of theirs the sha256 of its weights.
+
+    Raises:
+        BadInput: a folder is not named, not there or not readable.
+    """
+    return dataclasses.replace(run, recipe=_settled(run.recipe, store.root))
+
+
+def _settled(value: Any, root: Path) -> Any:
+    if isinstance(value, FolderRecipe) and not value.folder.path:
+        raise BadInput("no folder was named; give yours with --set recordings.folder.path=DIR")
+    if isinstance(value, OutsideFolder) and value.path:
+        folder = Path(value.path).expanduser().absolute()
+        return OutsideFolder(digest_folder(folder, _memory(folder, root)), str(folder))
+    if isinstance(value, PretrainedEncoderRecipe) and value.place and not value.sha256:
+        folder = Path(value.place).expanduser().absolute()
+        files = hash_folder(folder, _memory(folder, root))
+        sha256 = next((file.sha256 for file in files if file.path == WEIGHTS), "")  # sharded: pinned later
+        return dataclasses.replace(value, place=str(folder), sha256=sha256)
+    if isinstance(value, FeatureRecipe) and value.dtype == "auto":
+        return dataclasses.replace(value, dtype=hardware.fast_dtype())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _settled(getattr(value, f.name), root) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def _memory(folder: Path, root: Path) -> Path:
+    """Where the hashes of a folder's files are remembered."""
+    return root / f".folder-{sha256_text(str(folder))[:16]}.json"

@@ -73,3 +73,10 @@ def write_report(
 @stage("omni_model.evaluation.report:write_smoke_report", seeded=False, figure="headline")
 def write_smoke_report(recipe: ReportRecipe, overfit: Checkpoint, corpus: AudioCorpus) -> Report:
     """What the smoke proved, and what it did not."""
+
+
+@stage("omni_model.evaluation.sound_report:write_sound_report", seeded=False, figure="headline")
+def write_sound_report(
+    recipe: ReportRecipe, corpus: AudioCorpus, encoder: EncoderFiles, features: FeatureShards
+) -> Report:
+    """What came in, what was left out and why, and a few clips to hear."""

@@ -108,7 +108,7 @@ class Runtime(Recipe):
     """How to run, never what to make: no field of this class may change a byte of a payload.
 
     Attributes:
-        store: directory of the artifacts; empty means `OMNI_STORE`, else `runs/`.
+        store: directory of the artifacts, or s3://bucket/prefix; empty means `OMNI_STORE`, else `runs/`.
         threads: torch threads of each stage's process.
         parallel_stages: how many stages compute at once.
         workers: processes inside a stage whose work divides; 0 means cores / parallel_stages.

@@ -75,7 +75,7 @@ class LibriSpeechRecipe(Recipe):
     form: str = "tar"
     split: str = "train"
     max_clips: int = 0
-    clips_per_shard: int = 500
+    clips_per_shard: int = 300
     place: str = unkeyed("")
 
 
@@ -113,7 +113,7 @@ class CosyVoiceRecipe(Recipe):
     model: str = "CosyVoice2-0.5B"
     licence: str = "unknown"
     split: str = "train"
-    clips_per_shard: int = 100
+    clips_per_shard: int = 300
     server: str = unkeyed("http://127.0.0.1:50000")
 
 
@@ -134,7 +134,7 @@ class IndexTtsRecipe(Recipe):
     emotion_weight: float = 0.8
     licence: str = "unknown"
     split: str = "train"
-    clips_per_shard: int = 100
+    clips_per_shard: int = 300
     server: str = unkeyed("http://127.0.0.1:6006")
 
 
