@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from flows.recipes import RECIPES
 from tasks.prefect_server import SETTINGS, free_port, is_healthy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,7 +134,9 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 def test_every_deployment_is_there_and_the_smoke_has_a_schedule(team: Team) -> None:
     deployments = {d["name"]: d for d in team.post("/deployments/filter")}
-    assert set(deployments) == {"smoke", "demo", "nightly-smoke"}
+    assert set(deployments) == {*RECIPES, "nightly-smoke"}
+    speaking = {name for name, d in deployments.items() if d["work_queue_name"] == "speech"}
+    assert speaking == {"cosyvoice", "indextts"}
     assert {d["work_pool_name"] for d in deployments.values()} == {"ailab"}
     (schedule,) = deployments["nightly-smoke"]["schedules"]
     assert schedule["active"]

@@ -15,7 +15,7 @@ from omni_model.artifacts import AudioCorpus, EncoderFiles, content_digest, hash
 from omni_model.audio import texture
 from omni_model.audio.clips import Clip, ClipPlan, Event
 from omni_model.audio.corpora import write_corpus
-from omni_model.audio.encoder import load_encoder
+from omni_model.audio.encoder import load_encoder, new_whisper
 from omni_model.audio.mel import log_mel
 from omni_model.audio.probe import fit_probe, probe_accuracies, ridge
 from omni_model.config import BadInput, EncoderRecipe, MicroEncoderRecipe, Runtime, SplitSizes, TextureRecipe
@@ -31,7 +31,7 @@ from omni_model.training.hearing import (
     hear,
     voice_pitch,
 )
-from omni_model.training.pretrain_encoder import bent, encode, look_around, new_whisper, pretrain_encoder
+from omni_model.training.pretrain_encoder import bent, encode, look_around, pretrain_encoder
 
 SEED = 5
 SHAPE = EncoderRecipe(width=32, num_layers=2, num_heads=2, max_audio_s=3)

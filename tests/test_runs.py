@@ -159,8 +159,10 @@ def test_comments_docstrings_formatting_and_telemetry_re_run_nothing(store: Path
 
 
 def test_a_later_field_at_its_old_meaning_re_runs_nothing(store: Path, tree: Path) -> None:
+    learning = tree / "omni_model" / "config" / "learning.py"
+    edit(learning, "config.base import Recipe\n", "config.base import Recipe, added\n")
     edit(
-        tree / "omni_model" / "config.py",
+        learning,
         "    caption_share: float = 0.2\n",
         "    caption_share: float = 0.2\n    dropout: float = added(0.5, as_before=0.5)\n",
     )

@@ -197,20 +197,32 @@ def make_encoder(recipe: EncoderRecipe, *, work: Workspace, runtime: Runtime) ->
     Raises:
         BadInput: the width does not divide into the heads.
     """
+    model = new_whisper(recipe, work.seed)
+    write_whisper(model, recipe.num_mel_bins, recipe.max_audio_s, work.out)
+    work.metrics.summary(parameters=sum(p.numel() for p in model.encoder.parameters()))
+    return whisper_facts(recipe, "random")
+
+
+def new_whisper(recipe: EncoderRecipe, seed: int) -> Any:
+    """A WhisperModel of this shape with random weights, in fp32.
+
+    Raises:
+        BadInput: the width does not divide into the heads.
+    """
     from transformers import WhisperModel
 
     if recipe.width % recipe.num_heads:
-        raise BadInput(
-            f"encoder.width {recipe.width} is no multiple of encoder.num_heads {recipe.num_heads}."
-        )
+        raise BadInput(f"the encoder's width {recipe.width} is no multiple of its {recipe.num_heads} heads.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(work.seed)
-        model = WhisperModel(whisper_config(recipe)).eval()
-    write_whisper(model, recipe.num_mel_bins, recipe.max_audio_s, work.out)
-    work.metrics.summary(parameters=sum(p.numel() for p in model.encoder.parameters()))
+        torch.manual_seed(seed)
+        return WhisperModel(whisper_config(recipe)).eval()
+
+
+def whisper_facts(recipe: EncoderRecipe, weights: str) -> dict[str, JSON]:
+    """The facts of EncoderFiles for an encoder of this shape."""
     return {
         "family": "whisper",
-        "weights": "random",
+        "weights": weights,
         "width": recipe.width,
         "num_layers": recipe.num_layers,
         "frame_rate_hz": ENCODER_FRAME_RATE_HZ,

@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omni_model.artifacts import AudioCorpus, canonical_json, write_atomically
-from omni_model.audio.encoder import whisper_config, write_whisper
+from omni_model.audio.encoder import new_whisper, whisper_facts, write_whisper
 from omni_model.audio.probe import pool, probe_accuracies
-from omni_model.audio.waveform import ENCODER_FRAME_RATE_HZ
-from omni_model.config import JSON, BadInput, EncoderRecipe, MicroEncoderRecipe, Runtime
+from omni_model.config import JSON, BadInput, MicroEncoderRecipe, Runtime
 from omni_model.storage import Workspace
 from omni_model.training.hearing import Answers, HeardClip, Lesson, Vocabulary, hear
 from omni_model.training.loop import Objective, train
@@ -76,29 +75,7 @@ def pretrain_encoder(
     write_whisper(model, shape.num_mel_bins, shape.max_audio_s, work.out)
     curve.write(work.out)
     write_atomically(work.out / PROBES, canonical_json(_told(before, after, probed)) + "\n")
-    return {
-        "family": "whisper",
-        "weights": WEIGHTS,
-        "width": shape.width,
-        "num_layers": shape.num_layers,
-        "frame_rate_hz": ENCODER_FRAME_RATE_HZ,
-        "max_audio_s": float(shape.max_audio_s),
-    }
-
-
-def new_whisper(shape: EncoderRecipe, seed: int) -> Any:
-    """A WhisperModel of this shape with random weights.
-
-    Raises:
-        BadInput: the width does not divide into the heads.
-    """
-    from transformers import WhisperModel
-
-    if shape.width % shape.num_heads:
-        raise BadInput(f"shape.width {shape.width} is no multiple of shape.num_heads {shape.num_heads}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return WhisperModel(whisper_config(shape))
+    return whisper_facts(shape, WEIGHTS)
 
 
 def encode(encoder: Any, mel: Tensor, lengths: Tensor) -> Tensor:
