@@ -10,10 +10,10 @@ READY := $(VENV)/.ready
 run: $(READY)
 	$(VENV)/bin/omni run
 
-test: $(VENV)/.kernels
+test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest
 
-check: $(READY)
+check: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
@@ -24,6 +24,6 @@ $(READY): pyproject.toml infra/constraints.txt infra/setup.sh
 	bash infra/setup.sh $(VENV)
 	touch $@
 
-$(VENV)/.kernels: $(READY)
-	bash infra/setup.sh $(VENV) kernels
+$(VENV)/.dev: $(READY)
+	bash infra/setup.sh $(VENV) dev,kernels
 	touch $@

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-extras="espeak,dev${2:+,$2}"  # `kernels` adds Triton, which only its tests need where torch did not bring it
+extras="espeak${2:+,$2}"  # `dev,kernels` adds what the tests need: an S3 server, references, Triton
 here=infra
 
 say() { printf '== %s\n' "$*"; }
@@ -62,7 +62,7 @@ else
     pip install --quiet ${index[@]+"${index[@]}"} "$torch"
 fi
 
-if [ -n "${2:-}" ]; then say "adding what tests of the kernels need: Triton (190 MB to download)"
+if [ -n "${2:-}" ]; then say "adding what the tests need (about 500 MB to download)"
 else say "installing nanochat-omni and what it needs (about 400 MB to download)"; fi
 pip install --quiet --constraint "$here/constraints.txt" --editable ".[$extras]"
 say "ready: $venv/bin/omni --help"

@@ -187,6 +187,21 @@ def test_voices_are_told_by_pitch(heard_voices: list[tuple[Heard, dict[str, Any]
     assert np.percentile(voiced["woman"], 10) > 0.4
 
 
+@pytest.mark.slow
+def test_the_pitch_of_voices_is_what_librosa_hears(voices: list[tuple[np.ndarray, dict[str, Any]]]) -> None:
+    from librosa import pyin  # compiles for seconds
+
+    spoken = [x for x, about in voices if about["labels"]["voice"] in ("man", "woman")][:16]
+    apart = []
+    for samples in spoken:
+        theirs_hz, is_voiced, _ = pyin(samples, fmin=60, fmax=500, sr=RATE_HZ)
+        heard = hear(samples)
+        assert heard.pitch is not None
+        apart.append(abs(12 * np.log2(heard.pitch.median_hz / np.median(theirs_hz[is_voiced]))))
+    assert np.median(apart) < 0.3  # semitones
+    assert np.percentile(apart, 80) < 1.0
+
+
 def test_pace_follows_the_words(heard_voices: list[tuple[Heard, dict[str, Any]]]) -> None:
     pace_hz, onsets, syllables = defaultdict(list), [], []
     for heard, about in heard_voices:
