@@ -146,7 +146,7 @@ def test_a_directory_that_is_named_asks_nobody(
     assert same_files(files.out, model)
     assert (files.family, files.width, files.num_layers) == ("whisper", 32, 2)
     assert (files.frame_rate_hz, files.max_audio_s) == (50, 3.0)
-    assert files.weights == f"{MODEL} {sha256_file(model / WEIGHTS)[:12]}"
+    assert files.weights == f"own weights {sha256_file(model / WEIGHTS)[:12]}"
     assert told["weights_from"] == str(model)
 
 

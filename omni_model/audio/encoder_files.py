@@ -50,7 +50,8 @@ def fetch_encoder(recipe: PretrainedEncoderRecipe, *, work: Workspace, runtime: 
             work.metrics.summary(
                 weights_sha256=sha256, weights_from=place.name, pinned="before" if wanted else "now"
             )
-            return {**facts, "weights": f"{recipe.model} {sha256[:12]}"}
+            name = "own weights" if recipe.place else recipe.model
+            return {**facts, "weights": f"{name} {sha256[:12]}"}
     raise BadInput(_nowhere(recipe, wanted, reasons, lock))
 
 

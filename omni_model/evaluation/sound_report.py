@@ -39,7 +39,8 @@ def write_sound_report(
         BadInput: the corpus is damaged.
     """
     clips, index = read_clips(corpus), read_index(corpus)
-    headline = f"{duration(corpus.duration_s)} of sound in {corpus.num_clips:,} clips"
+    clips_in_words = f"{corpus.num_clips:,} clip{'' if corpus.num_clips == 1 else 's'}"
+    headline = f"{duration(corpus.duration_s)} of sound in {clips_in_words}"
     left_out = sum(index["dropped"].values())
     meaning = _meaning(left_out, corpus.num_clips, index)
     frames = f"{features.num_frames:,} frames of {features.width}, {features.frame_rate_hz} a second"
@@ -54,7 +55,7 @@ def write_sound_report(
         recipe.title,
         number=duration(corpus.duration_s),
         unit="of sound",
-        beside=f"in {corpus.num_clips:,} clips",
+        beside=f"in {clips_in_words}",
         meaning=meaning,
         why=f"The encoder turned them into {frames}.",
         below=page.facts(sizes),
