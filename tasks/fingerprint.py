@@ -176,6 +176,7 @@ class CodeBase:
         self._root = root
         self._memo = memo
         self._modules: dict[str, Module | None] = {}
+        self._paths: dict[str, Path | None] = {}
         self._remembered = self._load_memo()
         self._parsed_anew = False
 
@@ -246,11 +247,11 @@ class CodeBase:
             yield from ((module, symbol) for symbol in loaded.symbols)
 
     def _path(self, module: str) -> Path | None:
-        base = self._root.joinpath(*module.split("."))
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.exists():
-                return path
-        return None
+        if module not in self._paths:
+            base = self._root.joinpath(*module.split("."))
+            places = (base.with_suffix(".py"), base / "__init__.py")
+            self._paths[module] = next((path for path in places if path.exists()), None)
+        return self._paths[module]
 
     def _module(self, name: str) -> Module | None:
         if name not in self._modules:

@@ -6,6 +6,7 @@ and the seed where the stage draws random numbers. Components are stored in the 
 keys can be compared in words.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class Identifier:
     ) -> None:
         self._code = code
         self._seed = seed
-        self._version = version
+        self._version = functools.cache(version)
         self._components: dict[str, dict[str, Any]] = {}
 
     def identify(self, stage: Stage, recipe: Any, digests: dict[str, str | None]) -> Identity:
