@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import listen
+from flows import sound
 from flows.demo import demo
 from flows.smoke import smoke
 from omni_model import hardware
@@ -49,10 +49,10 @@ RECIPES: dict[str, Run] = {
     for run in (
         Run("demo", demo, DemoRecipe(), Runtime()),
         Run("smoke", smoke, SmokeRecipe(), Runtime()),
-        Run("folder", listen.folder, FolderRunRecipe(), Runtime()),
-        Run("librispeech", listen.librispeech, LibriSpeechRunRecipe(), Runtime()),
-        Run("cosyvoice", listen.cosyvoice, CosyVoiceRunRecipe(), Runtime()),
-        Run("indextts", listen.indextts, IndexTtsRunRecipe(), Runtime()),
+        Run("folder", sound.folder, FolderRunRecipe(), Runtime()),
+        Run("librispeech", sound.librispeech, LibriSpeechRunRecipe(), Runtime()),
+        Run("cosyvoice", sound.cosyvoice, CosyVoiceRunRecipe(), Runtime()),
+        Run("indextts", sound.indextts, IndexTtsRunRecipe(), Runtime()),
     )
 }
 

@@ -96,7 +96,7 @@ def make_encoder(recipe: EncoderRecipe) -> EncoderFiles:
     """A Whisper encoder with random weights."""
 
 
-@stage("omni_model.audio.encoder_files:fetch_encoder", seeded=False, figure="weights")
+@stage("omni_model.audio.fetch_encoder:fetch_encoder", seeded=False, figure="weights")
 def fetch_encoder(recipe: PretrainedEncoderRecipe) -> EncoderFiles:
     """An encoder that somebody else has trained."""
 

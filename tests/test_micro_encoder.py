@@ -17,20 +17,12 @@ from omni_model.audio.clips import Clip, ClipPlan, Event
 from omni_model.audio.corpora import write_corpus
 from omni_model.audio.encoder import load_encoder, new_whisper
 from omni_model.audio.mel import log_mel
+from omni_model.audio.pitch import LOWEST_PITCH_HZ, PITCHES_PER_OCTAVE, voice_pitch
 from omni_model.audio.probe import fit_probe, probe_accuracies, ridge
 from omni_model.config import BadInput, EncoderRecipe, MicroEncoderRecipe, Runtime, SplitSizes, TextureRecipe
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics
-from omni_model.training.hearing import (
-    LOWEST_PITCH_HZ,
-    PITCHES_PER_OCTAVE,
-    UNKNOWN,
-    HeardClip,
-    Lesson,
-    Vocabulary,
-    hear,
-    voice_pitch,
-)
+from omni_model.training.hearing import UNKNOWN, HeardClip, Lesson, Vocabulary, hear
 from omni_model.training.pretrain_encoder import bent, encode, look_around, pretrain_encoder
 
 SEED = 5

@@ -17,7 +17,7 @@ from omni_model import hardware
 from omni_model.artifacts import EncoderFiles, content_digest, hash_payload, sha256_file
 from omni_model.audio import hubs
 from omni_model.audio.encoder import load_encoder, make_encoder
-from omni_model.audio.encoder_files import LOCK, fetch_encoder
+from omni_model.audio.fetch_encoder import LOCK, fetch_encoder
 from omni_model.config import BadInput, EncoderRecipe, PretrainedEncoderRecipe, Runtime
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from omni_model.audio.encoder import make_encoder
 from omni_model.config import EncoderRecipe, Runtime
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics
-from tests.test_runs import ROOT, environment
+from tests.test_runs import omni
 
 RATE_HZ = 22_050
 
@@ -48,13 +47,6 @@ def recordings(tmp_path: Path) -> Path:
     lines = [{"audio": "tone 3.flac", "transcript": "a tone", "labels": {"pitch": "low"}, "speaker": "me"}]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
-
-
-def omni(store: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *words]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(store), capture_output=True, text=True, timeout=300
-    )
 
 
 def settings(folder: Path, whisper: Path) -> list[str]:

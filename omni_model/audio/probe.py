@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+PROBES = "probes.json"  # what an encoder that was taught here tells of itself, in its payload
 RIDGE_STRENGTHS = tuple(10.0**power for power in range(-1, 6))
 
 

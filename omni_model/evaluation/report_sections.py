@@ -7,13 +7,13 @@ from typing import Any
 
 from omni_model.artifacts import AudioCorpus, Checkpoint, EmbeddingMap, EncoderFiles, sha256_text
 from omni_model.audio.corpora import read_shard, shard_paths
+from omni_model.audio.probe import PROBES
 from omni_model.evaluation import page
 from omni_model.evaluation.benchmark import CHANCE, GROUPS, Item
 from omni_model.evaluation.charts import Bar, curve, interval_bars, percent
 from omni_model.evaluation.embedding_map import PICTURES, read_map
 
 CURVE = "curve.json"
-PROBES = "probes.json"
 KINDS = {
     "model": "the listener",
     "no_audio": "hears nothing (to beat)",

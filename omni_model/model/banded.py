@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from omni_model.model.attention import attend
 
@@ -68,7 +68,7 @@ def _by_token(x: Tensor, batch: int) -> Tensor:
     return x.reshape(batch, -1, length, dim).transpose(1, 2).contiguous()
 
 
-@torch.library.custom_op("gpt::banded", mutates_args=())
+@library.custom_op("gpt::banded", mutates_args=())
 def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """y (B, T, H, D) and the log-sum-exp of every query's scores (N, R, T, 1)."""
     batch, kv_heads = k.size(0), k.size(2)
@@ -87,7 +87,7 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tenso
     return _by_token(y, batch), lse
 
 
-@torch.library.custom_op("gpt::banded_backward", mutates_args=())
+@library.custom_op("gpt::banded_backward", mutates_args=())
 def _banded_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:

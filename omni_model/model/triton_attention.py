@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 MAX_HEAD_DIM = 128
 
@@ -77,7 +77,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int) -> None:
 
 
 # Opaque to torch.compile, which would otherwise have to trace the launches.
-@torch.library.custom_op("gpt::triton_attention", mutates_args=())
+@library.custom_op("gpt::triton_attention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """y (B, T, H, D) and lse (B, H, T) fp32, base 2."""
     batch, tokens, heads, _ = q.shape
@@ -91,7 +91,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tens
     return y, lse
 
 
-@torch.library.custom_op("gpt::triton_attention_backward", mutates_args=())
+@library.custom_op("gpt::triton_attention_backward", mutates_args=())
 def _backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:

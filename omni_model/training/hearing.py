@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omni_model.artifacts import AudioCorpus
 from omni_model.audio.corpora import read_shard, shard_paths
 from omni_model.audio.mel import log_mel
+from omni_model.audio.pitch import NUM_PITCHES, voice_pitch
 from omni_model.audio.waveform import (
     ENCODER_FRAME_RATE_HZ,
     FRAMES_PER_ENCODER_FRAME,
-    SAMPLE_RATE_HZ,
     decode,
 )
 
@@ -34,18 +33,6 @@ SILENT = ""  # the value of a frame in which a track has no event
 UNKNOWN = -1  # the target where a clip has no such label or track
 INITIAL_SPREAD = 0.02
 PART_WEIGHT = 0.5  # of labels read from single frames, against those read from the mean
-
-
-# The pitch of a voice, in steps of two semitones.
-PITCH_RATE_HZ = SAMPLE_RATE_HZ // 2
-PITCH_WINDOW = PITCH_RATE_HZ // 25  # 40 ms
-PITCH_HOP = PITCH_RATE_HZ // ENCODER_FRAME_RATE_HZ
-LOWEST_PITCH_HZ, HIGHEST_PITCH_HZ = 65.0, 400.0
-PITCHES_PER_OCTAVE = 6
-NUM_PITCHES = 2 + int(PITCHES_PER_OCTAVE * np.log2(HIGHEST_PITCH_HZ / LOWEST_PITCH_HZ))
-VOICED = 0.5  # least likeness to oneself a period later
-AS_ALIKE = 0.9  # of the best likeness: the shortest such period is taken, for all its multiples do as well
-AUDIBLE = 1e-3  # of the loudest window's power
 
 
 @dataclass(frozen=True)
@@ -164,37 +151,6 @@ def _windows(
         first = number * size
         own = None if pitch is None else pitch[first : first + part.size(1) // FRAMES_PER_ENCODER_FRAME]
         yield HeardClip(part.contiguous(), metadata, float(number * max_audio_s), len(parts) == 1, own)
-
-
-def voice_pitch(samples: np.ndarray) -> np.ndarray:
-    """Per frame the pitch of a voice in samples (N,) at 16 kHz: 0 where none is, else 1 and up from 65 Hz.
-
-    The period is the shortest lag at which 40 ms resemble themselves. Returns (T,) int64.
-    Source: Boersma 1993, "Accurate short-term analysis of the fundamental frequency", for dividing the
-    autocorrelation by the window's own.
-    """
-    slow = samples[: len(samples) // 2 * 2].reshape(-1, 2).mean(axis=1)
-    count = len(slow) // PITCH_HOP
-    window = np.hanning(PITCH_WINDOW)
-    padded = np.pad(slow, (PITCH_WINDOW - PITCH_HOP) // 2)
-    frames = sliding_window_view(padded, PITCH_WINDOW)[::PITCH_HOP][:count] * window
-    shortest, longest = int(PITCH_RATE_HZ / HIGHEST_PITCH_HZ), int(PITCH_RATE_HZ / LOWEST_PITCH_HZ)
-    likeness, own = _autocorrelation(frames, longest + 2), _autocorrelation(window, longest + 2)
-    power = likeness[:, :1] + 1e-12
-    likeness = likeness / power * (own[0] / own)
-    here = likeness[:, shortest : longest + 1]
-    peak = (here >= likeness[:, shortest - 1 : longest]) & (here >= likeness[:, shortest + 1 : longest + 2])
-    best = np.where(peak, here, 0.0).max(axis=1, keepdims=True)
-    lag = shortest + (peak & (here >= AS_ALIKE * best)).argmax(axis=1)
-    voiced = (best[:, 0] > VOICED) & (power[:, 0] > AUDIBLE * power.max())
-    step = 1 + np.floor(PITCHES_PER_OCTAVE * np.log2(PITCH_RATE_HZ / lag / LOWEST_PITCH_HZ)).astype(np.int64)
-    return np.where(voiced, np.clip(step, 1, NUM_PITCHES - 1), 0)
-
-
-def _autocorrelation(windows: np.ndarray, num_lags: int) -> np.ndarray:
-    """Of windows (..., S), for lags 0 and up: (..., num_lags)."""
-    spectrum = np.fft.rfft(windows, 2 * windows.shape[-1])
-    return np.fft.irfft(np.abs(spectrum) ** 2)[..., :num_lags]
 
 
 @dataclass(frozen=True)

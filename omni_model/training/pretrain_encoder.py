@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from omni_model.artifacts import AudioCorpus, canonical_json, write_atomically
 from omni_model.audio.encoder import new_whisper, whisper_facts, write_whisper
-from omni_model.audio.probe import pool, probe_accuracies
+from omni_model.audio.probe import PROBES, pool, probe_accuracies
 from omni_model.config import JSON, BadInput, MicroEncoderRecipe, Runtime
 from omni_model.storage import Workspace
 from omni_model.training.hearing import Answers, HeardClip, Lesson, Vocabulary, hear
@@ -29,7 +29,6 @@ from omni_model.training.optim import MuonAdamW, set_lr
 from omni_model.training.schedule import cosine
 
 WEIGHTS = "micro"
-PROBES = "probes.json"
 LEARNED_FROM, JUDGED_ON = "train", "validation"  # the test split belongs to the benchmark alone
 PROBE_CLIPS = 1500
 BATCHES_PER_SORT = 8
