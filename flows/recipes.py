@@ -19,6 +19,7 @@ from omni_model.config import (
     FolderRecipe,
     FolderRunRecipe,
     IndexTtsRunRecipe,
+    LibriSpeechRecipe,
     LibriSpeechRunRecipe,
     OutsideFolder,
     PretrainedEncoderRecipe,
@@ -81,8 +82,8 @@ def resolve(name: str, settings: list[str]) -> Run:
 def settle(run: Run, store: Store) -> Run:
     """The run with every open value of its recipe filled in from this machine, so that it can have keys.
 
-    A feature dtype `auto` becomes what this processor is fast in; a folder of the user's gets its digest, and
-    an encoder in a directory of theirs the sha256 of its weights.
+    A feature dtype `auto` becomes what this processor is fast in; a folder of the user's (recordings,
+    scripts, parquet files) gets its digest, and an encoder in one of theirs the sha256 of its weights.
 
     Raises:
         BadInput: a folder is not named, not there or not readable.
@@ -101,6 +102,10 @@ def _settled(value: Any, root: Path) -> Any:
         files = hash_folder(folder, _memory(folder, root))
         sha256 = next((file.sha256 for file in files if file.path == WEIGHTS), "")  # sharded: pinned later
         return dataclasses.replace(value, place=str(folder), sha256=sha256)
+    if isinstance(value, LibriSpeechRecipe) and value.form == "parquet" and value.place:
+        folder = Path(value.place).expanduser().absolute()
+        digest = digest_folder(folder, _memory(folder, root))
+        return dataclasses.replace(value, place=str(folder), digest=digest)
     if isinstance(value, FeatureRecipe) and value.dtype == "auto":
         return dataclasses.replace(value, dtype=hardware.fast_dtype())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -87,3 +87,20 @@ def test_a_folder_that_is_not_named_or_not_there(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_another_copy_of_parquet_files_is_another_corpus(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "0000.parquet").write_bytes(b"one")
+    words = ["librispeech.form=parquet", f"librispeech.place={copy}"]
+    arguments = ["plan", "librispeech", "--json", *(word for each in words for word in ("--set", each))]
+
+    def key() -> str:
+        steps = json.loads(omni(tmp_path / "store", *arguments).stdout)
+        return str({step["name"]: step["key"] for step in steps}["import_librispeech"])
+
+    before = key()
+    assert key() == before
+    (copy / "0000.parquet").write_bytes(b"two")
+    assert key() != before

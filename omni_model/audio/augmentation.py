@@ -58,7 +58,8 @@ CLIP_GAIN_DB = Range(12, 20)  # how far the peak would lie above what the line l
 
 # Below these shares of its power a frame, or the whole clip, is lost on a telephone.
 CARRIED_FRAME, CARRIED_CLIP = 0.1, 0.01
-SHAPE = ("pitch", "contour", "tremolo", "beeps", "motion", "beep")  # labels and timeline tracks of a tone
+SWINGS = ("tremolo", "swell")  # of loudness: a label and a timeline track
+SHAPE = ("pitch", "contour", "beeps", "motion", "beep", *SWINGS)  # labels and timeline tracks of a tone
 
 
 @dataclass(frozen=True)
@@ -181,16 +182,14 @@ def heard_labels(
 
     A noise under another noise is not told any more. Where noise is all there is, more noise and distortion
     change nothing that a listener could name, so such a clip says nothing of its recording. An echo fills the
-    pauses between the clicks of a crackle. Distortion evens out the swings of a tremolo. The loudness is as
-    before, unless peaks at full scale forbade it; then it is measured, and not told between two labels.
+    pauses between the clicks of a crackle. The loudness is as before, unless peaks at full scale forbade it;
+    then it is measured, and not told between two labels.
     """
     gone = set(done.lost)
     if "noise" in source:
         gone |= {"noisy": {"noise", "recording"}, "distorted": {"recording"}}.get(condition, set())
     if condition == "echoing" and source.get("noise") == "crackle":
         gone.add("noise")
-    if condition == "distorted":
-        gone.add("tremolo")
     labels = {**({"noise": done.noise} if done.noise else {}), **source, "recording": condition}
     level = level_dbfs(finished, WITHIN_DB)
     if "loudness" in source and abs(level - level_dbfs(before, WITHIN_DB)) > 1:
@@ -288,10 +287,10 @@ def mu_law(samples: np.ndarray) -> np.ndarray:
 
 
 def distorted(samples: np.ndarray, rng: np.random.Generator, split: str, colour: str) -> Recorded:
-    """Too much gain: whatever goes beyond a limit is cut off flat."""
+    """Too much gain: whatever goes beyond a limit is cut off flat, and a tremolo's swings are evened out."""
     parameters = {"gain_db": draw(rng, CLIP_GAIN_DB, split)}
     limit = float(np.abs(samples).max()) * 10 ** (-parameters["gain_db"] / 20)
-    return Recorded(np.clip(samples, -limit, limit), parameters)
+    return Recorded(np.clip(samples, -limit, limit), parameters, lost=SWINGS)
 
 
 CONDITIONS: dict[str, Callable[[np.ndarray, np.random.Generator, str, str], Recorded]] = {

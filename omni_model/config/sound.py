@@ -65,7 +65,9 @@ class FolderRecipe(Recipe):
 class LibriSpeechRecipe(Recipe):
     """LibriSpeech, from openslr's tar or from parquet files, read as a stream.
 
-    `max_clips` 0 means all. A parquet folder is the user's own copy; the tar is downloaded (or is `tar`).
+    `max_clips` 0 means all. The tar is downloaded, or lies at `place`: the part's name says what its bytes
+    are. A folder of parquet files at `place` is anybody's copy, so `digest` says which; it is filled in
+    before the plan.
     """
 
     may_be_zero = (*Recipe.may_be_zero, "max_clips")
@@ -76,6 +78,7 @@ class LibriSpeechRecipe(Recipe):
     split: str = "train"
     max_clips: int = 0
     clips_per_shard: int = 300
+    digest: str = ""
     place: str = unkeyed("")
 
 
