@@ -221,10 +221,37 @@ class FeatureShards(Artifact):
 
 @dataclass(frozen=True)
 class TextCorpus(Artifact):
-    """One JSON document a line in `documents.jsonl`."""
+    """Parquet files `train-*.parquet` and `validation-*.parquet` with a column `text`, a document a row.
+
+    The embedded corpus has a second column, `lesson`: what a document teaches, as JSON. `num_bytes` are those
+    of the files.
+    """
 
     num_documents: int
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class PublicSets(Artifact):
+    """`NAME/SPLIT-NNNNN.parquet` of each set, with the columns that its makers publish."""
+
+    num_sets: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class CoreBundle(Artifact):
+    """`core.yaml`, `eval_meta_data.csv` and `eval_data/`, as nanochat's bundle has them."""
+
+    num_tasks: int
+    num_items: int
+
+
+@dataclass(frozen=True)
+class Conversations(Artifact):
+    """`conversations.parquet` in training order: `messages`, {role, content} as JSON, and `source`."""
+
+    num_conversations: int
 
 
 @dataclass(frozen=True)
@@ -281,6 +308,21 @@ class Scores(Artifact):
 
     accuracy: float
     num_items: int
+
+
+@dataclass(frozen=True)
+class BaseScores(Artifact):
+    """`scores.json`: bits per byte of both splits, CORE with its tasks, and continuations of prompts."""
+
+    val_bpb: float
+    core: float
+
+
+@dataclass(frozen=True)
+class ChatScores(Artifact):
+    """`scores.json`: ChatCORE and its tasks with intervals; `answers.jsonl`: one verdict an item."""
+
+    chat_core: float
 
 
 @dataclass(frozen=True)

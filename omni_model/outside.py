@@ -58,7 +58,7 @@ def list_folder(folder: Path) -> list[str]:
         BadInput: no such folder, a broken link, or a folder below it that cannot be read.
     """
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder; name one that holds audio files.")
+        raise BadInput(f"{folder} is not a folder; name one that exists.")
     found: list[str] = []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:

@@ -27,18 +27,19 @@ class OverfitRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class PretrainRecipe(Recipe):
-    """The text model, lesson after lesson, each opened by the accuracy in the one before.
+class LessonsRecipe(Recipe):
+    """The demo's text model, lesson after lesson, each opened by the accuracy in the one before.
 
-    `last_lesson_steps` is how long sentences are read once letters are bound, with a falling learning rate;
-    `max_steps` is when to give up. `match_at_start`: keys begin equal to queries, so that a word finds its
-    earlier copy from the first step; without it the first lesson took more than three times as long.
+    Once sentences are understood at `settling_accuracy` too, they are read for `last_lesson_steps` more, with
+    a falling learning rate, and again until the exam is passed; `max_steps` is when to give up.
+    `match_at_start`: keys begin equal to queries, so that a word finds its earlier copy from the first step;
+    without it the first lesson took more than three times as long.
     """
 
-    may_be_zero = (*Recipe.may_be_zero, "lesson_accuracy", "min_accuracy")
+    may_be_zero = (*Recipe.may_be_zero, "lesson_accuracy", "settling_accuracy", "min_accuracy")
 
     gpt: GptShape = GptShape(n_layer=3, n_embd=96, n_head=3, n_kv_head=3, sequence_len=128)
-    max_steps: int = 1500
+    max_steps: int = 2500
     last_lesson_steps: int = 400
     packed_rows_per_step: int = 8
     exchanges_per_step: int = 24
@@ -47,8 +48,68 @@ class PretrainRecipe(Recipe):
     unembedding_lr: float = 0.004
     warmup_steps: int = 20
     lesson_accuracy: float = 0.75
+    settling_accuracy: float = 0.9
     min_accuracy: float = 0.98
     match_at_start: bool = True
+
+
+@dataclass(frozen=True)
+class LearningRates(Recipe):
+    """Of MuonAdamW's groups, for width 768 and batches of 2^19 tokens; they are scaled from there."""
+
+    matrix: float = 0.02
+    embedding: float = 0.3
+    unembedding: float = 0.008
+    scalar: float = 0.5
+
+
+@dataclass(frozen=True)
+class PretrainRecipe(Recipe):
+    """A GPT from random weights on packed text. Zeros are derived from the run's `depth`, where it has one.
+
+    `batch_tokens` are read in every step, `steps` times. `weight_decay` is Muon's, at the start. `dtype` auto
+    becomes bfloat16 on cards that multiply it and float32 elsewhere.
+    """
+
+    may_be_zero = (*Recipe.may_be_zero, "steps", "batch_tokens", "weight_decay", "final_lr_fraction")
+    choices = {"dtype": ("auto", "float32", "bfloat16", "float16")}
+
+    gpt: GptShape = GptShape(
+        n_layer=0, n_embd=0, n_head=0, n_kv_head=0, sequence_len=0, window_pattern="SSSL"
+    )
+    steps: int = 0
+    batch_tokens: int = 0
+    weight_decay: float = 0.0
+    rates: LearningRates = LearningRates()
+    warmup_steps: int = 40
+    warmdown_fraction: float = 0.65
+    final_lr_fraction: float = 0.05
+    dtype: str = "auto"
+    fp8: bool = False
+    validate_every: int = 250
+    validation_tokens: int = 2**20 * 10
+    sample_every: int = 1000
+
+
+@dataclass(frozen=True)
+class ChatRecipe(Recipe):
+    """A base model learns to chat: `epochs` over the conversations, loss on what the assistant says.
+
+    `batch_tokens` 0 are as many as in pretraining. Learning rates begin at `lr_fraction` of `rates`, stay for
+    `constant_fraction` of the run and fall to zero. `replay_share` of the rows are plain text.
+    """
+
+    may_be_zero = (*Recipe.may_be_zero, "batch_tokens", "replay_share")
+    choices = {"dtype": ("auto", "float32", "bfloat16", "float16")}
+
+    epochs: float = 1.0
+    batch_tokens: int = 0
+    rates: LearningRates = LearningRates()
+    lr_fraction: float = 0.8
+    warmup_steps: int = 0
+    constant_fraction: float = 0.5
+    replay_share: float = 0.05
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)

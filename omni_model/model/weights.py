@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omni_model.artifacts import AdapterCheckpoint, GptCheckpoint
-from omni_model.config import BadInput
+from omni_model.config import BadInput, GptShape
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.model.lora import load_adapter
 from omni_model.model.omni import OmniModel
@@ -23,20 +23,34 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 
+def new_gpt(shape: GptShape, vocab_size: int, seed: int, compute_dtype: torch.dtype = torch.float32) -> GPT:
+    """A GPT of this shape with weights drawn from `seed`, on the CPU.
+
+    Raises:
+        BadInput: the shape contradicts itself.
+    """
+    try:
+        gpt = GPT(GPTConfig(**dataclasses.asdict(shape), vocab_size=vocab_size), compute_dtype)
+    except ValueError as error:
+        raise BadInput(f"the recipe's gpt shape is not possible: {error}") from None
+    gpt.init_weights(seed % 2**63)
+    return gpt
+
+
 def save_gpt(gpt: GPT, directory: Path) -> None:
     """Write the weights and the config of a GPT without an adapter."""
     _save(gpt.state_dict(), dataclasses.asdict(gpt.config), directory)
 
 
-def load_gpt(directory: Path) -> GPT:
-    """The GPT in a payload directory, in fp32 on the CPU.
+def load_gpt(directory: Path, compute_dtype: torch.dtype = torch.float32) -> GPT:
+    """The GPT in a payload directory, on the CPU, computing in `compute_dtype`.
 
     Raises:
         BadInput: a file is missing, or the weights do not match the config.
     """
     config = _read_config(directory)
     try:
-        gpt = GPT(GPTConfig(**config))
+        gpt = GPT(GPTConfig(**config), compute_dtype)
     except (TypeError, ValueError) as error:
         raise BadInput(f"{directory / CONFIG_FILE} does not describe a GPT: {error}") from None
     _load_into(gpt, directory)
