@@ -4,6 +4,8 @@ A stage function computes; this module gives it a workspace, hashes what it made
 The process ends when its parent does: standard input is a pipe that nobody writes to, and its end of file
 means that the parent is gone. The parent's lease is inherited, so nobody else enters the directory before
 the last process of this attempt is dead.
+
+Under torchrun several processes run this for one stage. The first of them alone tells and seals.
 """
 
 import contextlib
@@ -39,18 +41,18 @@ def resolve(entrypoint: str) -> Callable[..., dict[str, JSON]]:
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
-def run(job: Job) -> Artifact:
+def run(job: Job) -> Artifact | None:
     """Compute one stage in this process and seal its artifact.
 
-    Returns the handle on the finished artifact.
+    Returns the handle on the finished artifact; None in all ranks but the first.
     """
     started = time.time()
-    metrics = Metrics(job.directory / "metrics.jsonl")
+    metrics = Metrics(job.directory / "metrics.jsonl" if hardware.is_first_rank() else Path(os.devnull))
     work = Workspace(job.directory, job.seed, metrics, job.components)
     if "torch" in job.components["packages"]:  # importing it costs seconds that other stages need not pay
         hardware.prepare_torch(job.runtime, job.seed)
     facts = resolve(job.entrypoint)(job.recipe, *job.inputs, work=work, runtime=job.runtime)
-    return seal(job, facts, metrics.summaries, started)
+    return seal(job, facts, metrics.summaries, started) if hardware.is_first_rank() else None
 
 
 def seal(job: Job, facts: dict[str, Any], metrics: dict[str, Any], started: float) -> Artifact:
@@ -69,7 +71,7 @@ def seal(job: Job, facts: dict[str, Any], metrics: dict[str, Any], started: floa
         "seconds": round(time.time() - started, 3),
         "peak_memory_bytes": float(peak_memory_bytes()),
     }
-    versions = {"python": sys.version.split()[0], **job.components["packages"]}
+    versions = {"python": sys.version.split()[0], "machine": hardware.machine(), **job.components["packages"]}
     manifest = Manifest(
         job.stage, job.key, job.handle, job.components, files, facts, metrics, timings, versions
     )
@@ -116,7 +118,6 @@ def main(job_path: str) -> int:
     die_with_parent()
     job = Job.read(Path(job_path))
     failure = job.directory / FAILURE
-    failure.unlink(missing_ok=True)
     hardware.fix_environment(job.runtime)
     try:
         run(job)
@@ -126,7 +127,8 @@ def main(job_path: str) -> int:
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         traceback.print_exc()
-        write_atomically(failure, json.dumps({"message": message, "refused": refused}))
+        if not failure.exists():  # of several ranks the first tells why; the others lose their connection
+            write_atomically(failure, json.dumps({"message": message, "refused": refused}))
         return EXIT_REFUSED if refused else EXIT_FAILED
     return EXIT_DONE
 

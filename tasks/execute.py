@@ -22,6 +22,7 @@ from tasks.identity import Identifier, Identity
 from tasks.stage import Stage
 
 POLL_S = 0.2
+LAUNCH, FAILURE = "omni_model.launch", "failure.json"
 
 
 class StageFailed(RuntimeError):
@@ -166,16 +167,19 @@ class Executor:
 
             launch.run(job)
         else:
-            self._run_child(job, label, lease)
+            self._run_child(stage, job, label, lease)
         manifest = Manifest.read(directory)
         self._store.publish(manifest, lease, self._stopped.is_set)
         return Outcome(stage.makes.from_manifest(manifest, directory), manifest, computed=True)
 
-    def _run_child(self, job: Job, label: str, lease: Lease) -> None:
+    def _run_child(self, stage: Stage, job: Job, label: str, lease: Lease) -> None:
         job_path = job.write()
+        (job.directory / FAILURE).unlink(missing_ok=True)
+        shared = stage.distributed and job.runtime.gpus > 1
+        through = _torchrun(job.runtime.gpus) if shared else ()
         with (job.directory / "log.txt").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "omni_model.launch", str(job_path)],
+                [sys.executable, "-m", *through, LAUNCH, str(job_path)],
                 stdin=subprocess.PIPE,  # its end of file tells the child that this process is gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -191,6 +195,8 @@ class Executor:
         finally:
             _kill_group(child, signal.SIGKILL)
             child.wait()
+            if child.stdin is not None:
+                child.stdin.close()  # torchrun's ranks have groups of their own; this ends them
             self._children.discard(child)
         if code != 0:
             raise self._failure(job, label, code)
@@ -212,12 +218,16 @@ class Executor:
             hint = " (out of memory is the usual reason)" if name == "SIGKILL" else ""
             return StageFailed(f"{label} was killed by {name}{hint}; run again to continue; log: {log}")
         try:
-            failure = json.loads((job.directory / "failure.json").read_text())
+            failure = json.loads((job.directory / FAILURE).read_text())
         except (OSError, ValueError):
             return StageFailed(f"{label} ended with code {code} before it could say why; log: {log}")
         if failure["refused"]:
             return BadInput(f"{label}: {failure['message']}")
         return StageFailed(f"{label} failed: {failure['message']}; log: {log}")
+
+
+def _torchrun(processes: int) -> tuple[str, ...]:
+    return ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--module")
 
 
 def _kill_group(child: subprocess.Popen[bytes], number: int) -> None:

@@ -31,6 +31,7 @@ class Stage:
     packages: tuple[str, ...]
     exact_packages: tuple[str, ...]
     seeded: bool
+    distributed: bool
     figure: str
 
     def check(self, recipe: Any, kinds: tuple[type[Artifact], ...]) -> None:
@@ -67,6 +68,7 @@ def stage(
     packages: tuple[str, ...] = (),
     exact_packages: tuple[str, ...] = (),
     seeded: bool = True,
+    distributed: bool = False,
     figure: str = "",
 ) -> Callable[[Callable[P, H]], Callable[P, H]]:
     """Declare a task.
@@ -76,6 +78,7 @@ def stage(
         packages: distributions whose major.minor version changes the result.
         exact_packages: distributions whose every release may change the result, such as a synthesizer.
         seeded: whether the stage draws random numbers; if not, the run's seed stays out of its key.
+        distributed: whether `Runtime.gpus` processes may share the work.
         figure: the fact or metric that stands for the result in the closing table.
     """
 
@@ -94,6 +97,7 @@ def stage(
             packages=packages,
             exact_packages=exact_packages,
             seeded=seeded,
+            distributed=distributed,
             figure=figure,
         )
         return function

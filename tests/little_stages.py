@@ -53,6 +53,23 @@ def finish(recipe: ReportRecipe, report: Report, *, work: Workspace, runtime: Ru
     return {"headline": recipe.title, "meaning": ""}
 
 
+def share(recipe: ReportRecipe, *, work: Workspace, runtime: Runtime) -> dict[str, JSON]:
+    """Several ranks agree on what the first one writes. 13 listed items: the second refuses; 14: all wait."""
+    from omni_model import hardware
+    from omni_model.training.ranks import Ranks
+
+    ranks = Ranks(*hardware.join_ranks())
+    if recipe.listed_items == 13 and not ranks.first:
+        raise BadInput("13 is refused by the second rank; choose another")
+    work.metrics.log(ranks.rank, ranks.world)
+    if recipe.listed_items == 14:
+        time.sleep(60)
+    told = ranks.agree({"rank": ranks.rank, "world": ranks.world})
+    if ranks.first:
+        (work.out / "report.html").write_text(json.dumps(told))
+    return {"headline": f"{told['world']} ranks", "meaning": ""}
+
+
 @stage("tests.little_stages:write_lines", figure="lines")
 def little_text(recipe: TokenizerRecipe) -> TextCorpus:
     """Lines."""
@@ -66,3 +83,8 @@ def little_summary(recipe: ReportRecipe, text: TextCorpus) -> Report:
 @stage("tests.little_stages:finish", seeded=False)
 def little_finish(recipe: ReportRecipe, report: Report) -> Report:
     """A copy."""
+
+
+@stage("tests.little_stages:share", distributed=True)
+def little_share(recipe: ReportRecipe) -> Report:
+    """What several ranks agree on."""

@@ -38,7 +38,7 @@ def only_registered_here() -> Iterator[None]:
         REGISTRY.pop(name, None)
 
 
-LITTLE = {name: REGISTRY.pop(name) for name in ("little_text", "little_summary", "little_finish")}
+LITTLE = {name: REGISTRY.pop(name) for name in list(REGISTRY) if name.startswith("little_")}
 
 
 class Heard:
@@ -350,3 +350,44 @@ def test_a_manifest_that_names_another_key_is_refused(store: Store) -> None:
     other.write(directory)
     with pytest.raises(BadInput, match="is about key 00000000"):
         make(store)
+
+
+# -- several processes for one stage ------------------------------------------------------------------
+
+SHARED = LITTLE["little_share"]
+
+
+@pytest.mark.slow
+def test_ranks_share_a_stage_and_the_first_one_seals(store: Store) -> None:
+    outcome = executor(store, gpus=2).make(SHARED, PLAIN, (), "little_share")
+    assert json.loads((outcome.handle.out / "report.html").read_text()) == {"rank": 0, "world": 2}
+    told = (Path(outcome.handle.uri) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in told] == [0]
+    alone = executor(store).make(SHARED, PLAIN, (), "little_share")
+    assert not alone.computed, "how many processes share a stage is no part of its key"
+
+
+@pytest.mark.slow
+def test_what_any_rank_refuses_is_told(store: Store) -> None:
+    with pytest.raises(BadInput, match="13 is refused by the second rank"):
+        executor(store, gpus=2).make(SHARED, ReportRecipe(listed_items=13), (), "little_share")
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_a_stopped_run(store: Store) -> None:
+    runner = executor(store, gpus=2)
+    failures: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            runner.make(SHARED, ReportRecipe(listed_items=14), (), "little_share")
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    wait_until(lambda: len(stage_processes(store)) >= 2 and any(store.root.rglob("metrics.jsonl")), 60)
+    runner.stop()
+    thread.join(timeout=20)
+    assert [type(failure) for failure in failures] == [StageFailed]
+    wait_until(lambda: not stage_processes(store))
