@@ -12,16 +12,17 @@ from omni_model.config import BadInput, Runtime, TextRecipe, TokenizerRecipe
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics
 from omni_model.text.conversation import render, render_prompt
-from omni_model.text.corpus import (
+from omni_model.text.corpus import write_shard
+from omni_model.text.embedded import write_corpus
+from omni_model.text.lessons import (
     LESSONS,
     choice_question,
     exam,
     letter_drill,
-    plain_texts,
+    plain_text,
     random_sound,
     read_documents,
     word_question,
-    write_corpus,
 )
 from omni_model.text.packing import pack, tokenize_document
 from omni_model.text.questions import LETTERS, caption, grammar, list_options, multiple_choice, pick_options
@@ -34,6 +35,7 @@ from omni_model.text.tokenizer import (
     train_tokenizer,
 )
 
+RECIPE = TextRecipe(num_documents=1500, validation_documents=100)
 TEXTS = [
     "A woman says seven red cat at a slow pace.",
     "Grüße, 12345 Äpfel!\n\n  Zwei Zeilen.",
@@ -53,7 +55,7 @@ def workspace(directory: Path, seed: int = 1) -> Workspace:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> TextCorpus:
     directory = tmp_path_factory.mktemp("text")
-    facts = write_corpus(TextRecipe(num_documents=1500), work=workspace(directory / "c"), runtime=Runtime())
+    facts = write_corpus(RECIPE, work=workspace(directory / "c"), runtime=Runtime())
     return TextCorpus("text", "k", str(directory / "c"), "d", **facts)
 
 
@@ -215,13 +217,13 @@ def test_options_hold_the_answer_once_and_balance_its_place() -> None:
 
 
 def test_the_corpus_repeats_and_depends_on_the_seed(corpus: TextCorpus, tmp_path: Path) -> None:
-    recipe, first = TextRecipe(num_documents=1500), (corpus.out / "documents.jsonl").read_bytes()
     again, other = workspace(tmp_path / "again"), workspace(tmp_path / "other", seed=2)
     for work in (again, other):
-        write_corpus(recipe, work=work, runtime=Runtime())
-    assert (again.out / "documents.jsonl").read_bytes() == first
-    assert (other.out / "documents.jsonl").read_bytes() != first
-    assert corpus.num_bytes == len(first)
+        write_corpus(RECIPE, work=work, runtime=Runtime())
+    for name in ("train-00000.parquet", "validation-00000.parquet"):
+        first = (corpus.out / name).read_bytes()
+        assert (again.out / name).read_bytes() == first
+        assert (other.out / name).read_bytes() != first
 
 
 def test_every_lesson_has_documents_and_letters_are_balanced(corpus: TextCorpus) -> None:
@@ -258,10 +260,14 @@ def test_sounds_are_speech_or_texture() -> None:
 
 
 def test_a_broken_corpus_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="missing"):
+    with pytest.raises(BadInput, match="holds no train"):
         read_documents(tmp_path)
-    (tmp_path / "documents.jsonl").write_text(json.dumps({"lesson": "letters", "word": "x"}) + "\n")
-    with pytest.raises(BadInput, match="line 1"):
+    path = tmp_path / "train-00000.parquet"
+    write_shard(path, {"text": ["x"]})
+    with pytest.raises(BadInput, match="no column 'lesson'"):
+        read_documents(tmp_path)
+    write_shard(path, {"text": ["x", "y"], "lesson": [None, json.dumps({"lesson": "letters", "word": "x"})]})
+    with pytest.raises(BadInput, match="document 1;"):
         read_documents(tmp_path)
 
 
@@ -297,7 +303,7 @@ def test_documents_learn_letters_or_everything(tokenizer: Tokenizer) -> None:
     ids, mask = tokenize_document(tokenizer, drill)
     learned = tokenizer.decode([i for i, taught in zip(ids, mask, strict=True) if taught])
     assert learned == " B A"
-    assert tokenizer.decode(ids) == "<|bos|>" + plain_texts(drill)[0].replace("cat cat", "cat\n cat")
+    assert tokenizer.decode(ids) == "<|bos|>" + plain_text(drill).replace("\n", "\n ")
     ids, mask = tokenize_document(tokenizer, {"lesson": "sentences", "text": "Hi."})
     assert tokenizer.decode(ids) == "<|bos|>Hi."
     assert set(mask) == {1}

@@ -1,172 +1,149 @@
-"""The text corpus: sentences about sounds, questions on them, and drills that teach letters.
+"""What a text corpus is on disk: parquet files of documents, read a row group at a time.
 
-A small model copies a word out of a sentence early and finds the letter of an option late, in one sudden
-step; without it, it answers a quarter of all questions right for ever. Three lessons bring it about in order:
-*letters* (options, then words out of them, each followed by its letter), *words* (a few bare words to listen
-to, options, the letter of the one that is among them), *questions* (open and multiple choice about a
-sentence). Then come *sentences*, plain and as captions.
-
-A document has its `lesson` and one of: `text`, learned whole; `options` and `pairs`, words with their
-letters, of which the letters are learned; `sound`, `question` and `answer`, of which the answer is learned.
-`sound` is the text that stands where the soft tokens of a clip will stand later.
+`train-*.parquet` and `validation-*.parquet` have a column `text`, a document a row. Nothing here ever holds
+more than one row group, so memory does not grow with the corpus.
 """
 
-import json
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from omni_model.config import BadInput
 
-from omni_model.config import JSON, BadInput, Runtime, TextRecipe
-from omni_model.storage import Workspace
-from omni_model.text.questions import LETTERS, caption, grammar, list_options, multiple_choice, pick_options
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
-DOCUMENTS_FILE = "documents.jsonl"
-LESSONS = ("letters", "words", "questions", "sentences")
-FORMS = ({"text"}, {"options", "pairs"}, {"sound", "question", "answer"})
-CHOICE_SHARE = 0.5  # of the questions; the others are open
-PLAIN_SHARE = 0.3  # of the sentences; the others are captions on request
-MAX_WORDS = 4
-PAIRS_PER_DRILL = 8  # drawn with replacement: otherwise the last letters follow by elimination
-
-Document = dict[str, Any]
+TEXT = "text"
+SPLITS = ("train", "validation")
+GROUP_DOCUMENTS = 1024  # of the files we write
+READ_DOCUMENTS = 256
+READ_BYTES = 1 << 20
 
 
-def write_corpus(recipe: TextRecipe, *, work: Workspace, runtime: Runtime) -> dict[str, JSON]:
-    """Stage: `documents.jsonl`, one JSON object a line; document i depends on (seed, i) alone."""
-    path = work.out / DOCUMENTS_FILE
-    with path.open("w", encoding="utf-8") as file:
-        for index in range(recipe.num_documents):
-            document = write_document(recipe, np.random.default_rng([work.seed, index]))
-            file.write(json.dumps(document, sort_keys=True, ensure_ascii=False) + "\n")
-            if index % 2000 == 0:
-                work.metrics.log(index, recipe.num_documents)
-    num_bytes = path.stat().st_size
-    work.metrics.summary(num_documents=recipe.num_documents, megabytes=round(num_bytes / 1e6, 2))
-    return {"num_documents": recipe.num_documents, "num_bytes": num_bytes}
+class BadShard(BadInput):
+    """A parquet file cannot be used; `reason` is why, without the file's name."""
+
+    def __init__(self, path: Path, reason: str, advice: str) -> None:
+        super().__init__(f"{path} cannot be used: {reason}; {advice}")
+        self.reason = reason
 
 
-def write_document(recipe: TextRecipe, rng: np.random.Generator) -> Document:
-    """One random document of the mix that the recipe's shares describe."""
-    draw = rng.random()
-    if draw < recipe.letters_share:
-        return letter_drill(rng)
-    if draw < recipe.letters_share + recipe.words_share:
-        return word_question(rng)
-    if draw < recipe.letters_share + recipe.words_share + recipe.questions_share:
-        return choice_question(rng) if rng.random() < CHOICE_SHARE else open_question(rng)
-    sentence = caption(*random_sound(rng))
-    if rng.random() < PLAIN_SHARE:
-        return {"lesson": "sentences", "text": sentence}
-    prompt = str(rng.choice(grammar().caption_prompts))
-    return {"lesson": "sentences", "sound": sentence, "question": prompt, "answer": sentence}
-
-
-def choice_question(rng: np.random.Generator) -> Document:
-    """Multiple choice about a random sentence."""
-    sentence, category, answer = _asked(rng)
-    options = pick_options(category, answer, rng)
-    question = str(rng.choice(grammar().category(category).questions))
-    letter = LETTERS[options.index(answer)]
-    asked = multiple_choice(question, options)
-    return {"lesson": "questions", "sound": sentence, "question": asked, "answer": letter}
-
-
-def open_question(rng: np.random.Generator) -> Document:
-    """The same without options; the answer is the word itself."""
-    sentence, category, answer = _asked(rng)
-    question = str(rng.choice(grammar().category(category).questions))
-    return {"lesson": "questions", "sound": sentence, "question": question, "answer": answer}
-
-
-def _asked(rng: np.random.Generator) -> tuple[str, str, str]:
-    labels, transcript = random_sound(rng)
-    category = str(rng.choice(sorted(labels)))
-    return caption(labels, transcript), category, labels[category]
-
-
-def word_question(rng: np.random.Generator) -> Document:
-    """One to MAX_WORDS bare words to listen to, and four options of which one is among them."""
-    words = _random_words(rng, len(LETTERS) + MAX_WORDS - 1)
-    options, others = words[: len(LETTERS)], words[len(LETTERS) :]
-    answer = int(rng.integers(len(LETTERS)))
-    heard = [options[answer], *others[: rng.integers(MAX_WORDS)]]
-    sound = " ".join(heard[i] for i in rng.permutation(len(heard)))
-    asked = multiple_choice("Which word is it?", options)
-    return {"lesson": "words", "sound": sound, "question": asked, "answer": LETTERS[answer]}
-
-
-def letter_drill(rng: np.random.Generator) -> Document:
-    """Four options, then words out of them, each with its letter."""
-    words = _random_words(rng, len(LETTERS))
-    pairs = [[words[i], LETTERS[i]] for i in rng.integers(len(LETTERS), size=PAIRS_PER_DRILL)]
-    return {"lesson": "letters", "options": list_options(words), "pairs": pairs}
-
-
-# What each lesson is examined on.
-EXAMS: dict[str, Callable[[np.random.Generator], Document]] = {
-    "letters": letter_drill,
-    "words": word_question,
-    "questions": choice_question,
-    "sentences": choice_question,
-}
-
-
-def exam(lesson: str, count: int, seed: int) -> list[Document]:
-    """Questions of a lesson, drawn apart from any corpus."""
-    return [
-        EXAMS[lesson](np.random.default_rng([seed, index, LESSONS.index(lesson)])) for index in range(count)
-    ]
-
-
-def random_sound(rng: np.random.Generator) -> tuple[dict[str, str], str]:
-    """Labels and transcript of a clip that could exist: a spoken phrase, a tone, a noise or beeps."""
-    spoken = rng.random() < 0.5
-    if spoken:
-        words = [name for name in ("number", "colour", "animal") if rng.random() < 0.8] or ["animal"]
-        names = [words[i] for i in rng.permutation(len(words))]
-        names += ["voice", "pace", "loudness"]
-    else:
-        kinds = (("pitch", "contour", "tremolo"), ("noise",), ("beeps", "pitch"))
-        names = [*kinds[rng.integers(len(kinds))], "loudness"]
-    names += ["recording"] if rng.random() < 0.3 else []
-    labels = {name: str(rng.choice(grammar().categories[name].options)) for name in names}
-    if labels.get("recording") == "noisy":
-        labels["noise"] = str(rng.choice(grammar().categories["noise"].options))
-    transcript = " ".join(
-        value for name, value in labels.items() if grammar().categories[name].group == "words"
-    )
-    return labels, transcript
-
-
-def _random_words(rng: np.random.Generator, count: int) -> list[str]:
-    words = sorted({option for category in grammar().categories.values() for option in category.options})
-    return [words[i] for i in rng.choice(len(words), size=count, replace=False)]
-
-
-def read_documents(directory: Path) -> list[Document]:
-    """Every document of a payload directory, in order.
+def shard_paths(directory: Path, split: str) -> list[Path]:
+    """The parquet files of a split ("train", "validation") of a payload directory, in order.
 
     Raises:
-        BadInput: no `documents.jsonl`, or a line that is not a document.
+        BadInput: there is none.
     """
-    path = directory / DOCUMENTS_FILE
-    if not path.exists():
-        raise BadInput(f"{path} is missing; write the text corpus first")
-    documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        document = json.loads(line)
-        if document.keys() - {"lesson"} not in FORMS or document.get("lesson") not in LESSONS:
-            raise BadInput(f"{path} line {number} is not a document; write the text corpus again")
-        documents.append(document)
-    return documents
+    found = sorted(directory.glob(f"{split}-*.parquet"))
+    if not found:
+        raise BadInput(f"{directory} holds no {split}-*.parquet; write the text corpus again")
+    return found
 
 
-def plain_texts(document: Mapping[str, Any]) -> list[str]:
-    """The plain strings of a document, for the tokenizer to learn from."""
-    if "text" in document:
-        return [document["text"]]
-    if "pairs" in document:
-        return [document["options"] + "".join(f" {part}" for pair in document["pairs"] for part in pair)]
-    return [document["sound"], document["question"], document["answer"]]
+def group_sizes(path: Path) -> list[int]:
+    """How many documents each row group of a parquet file holds.
+
+    Raises:
+        BadShard: the file is not whole, or not parquet.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def read_group(path: Path, group: int, column: str = TEXT) -> list[str]:
+    """The documents of one row group, in order; a null is an empty text.
+
+    Raises:
+        BadShard: the file is not whole, or has no such column of strings.
+    """
+    with _opened(path) as file:
+        _require_strings(file, path, column)
+        values: list[str | None] = file.read_row_group(group, [column]).column(0).to_pylist()
+        return [value or "" for value in values]
+
+
+def read_texts(directory: Path, split: str, column: str = TEXT) -> Iterator[str]:
+    """Every document of a split, in order, one row group in memory at a time."""
+    for path in shard_paths(directory, split):
+        for group in range(len(group_sizes(path))):
+            yield from read_group(path, group, column)
+
+
+def check_shard(path: Path, column: str = TEXT) -> int:
+    """Read a parquet file through; returns how many documents it holds.
+
+    Raises:
+        BadShard: the file is not whole, or has no such column of strings.
+    """
+    with _opened(path) as file:
+        _require_strings(file, path, column)
+        for group in range(file.metadata.num_row_groups):
+            file.read_row_group(group, [column]).column(0).validate(full=True)
+        return int(file.metadata.num_rows)
+
+
+def read_column(path: Path, column: str) -> Iterator[str]:
+    """Every string of a column, in order, some at a time however large the row groups; a null is empty.
+
+    Raises:
+        BadShard: the file is not whole, or has no such column of strings.
+    """
+    with _opened(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
+        _require_strings(file, path, column)
+        for batch in file.iter_batches(batch_size=READ_DOCUMENTS, columns=[column]):
+            for value in batch.column(0):
+                yield value.as_py() or ""
+
+
+def text_bytes(path: Path, column: str) -> int:
+    """About how many bytes of text a column holds, as the file's metadata says.
+
+    Raises:
+        BadShard: the file is not whole, or has no such column of strings.
+    """
+    with _opened(path) as file:
+        _require_strings(file, path, column)
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, **how: Any) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, **how) as file:
+            yield file
+    except UnicodeDecodeError:
+        raise BadShard(path, "it holds text that is not UTF-8", "write it again") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise BadShard(path, f"it is not a whole parquet file: {told}", "fetch or write it again") from None
+
+
+def _require_strings(file: "pyarrow.parquet.ParquetFile", path: Path, column: str) -> None:
+    import pyarrow
+
+    names = file.schema_arrow.names
+    if column not in names:
+        reason = f"it has no column {column!r}, only {', '.join(names)}"
+        raise BadShard(path, reason, "name the column of texts")
+    found = file.schema_arrow.field(column).type
+    if not (pyarrow.types.is_string(found) or pyarrow.types.is_large_string(found)):
+        raise BadShard(path, f"its column {column!r} is of type {found}", "name a column of strings")
+
+
+def write_shard(path: Path, columns: Mapping[str, Sequence[str | None]]) -> None:
+    """Write a parquet file of string columns, whole or not at all; equal columns give equal bytes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({name: pyarrow.array(values, pyarrow.string()) for name, values in columns.items()})
+    building = path.with_name(f".{path.name}.building")
+    pyarrow.parquet.write_table(table, building, row_group_size=GROUP_DOCUMENTS, compression="zstd")
+    os.replace(building, path)

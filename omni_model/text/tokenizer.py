@@ -5,13 +5,16 @@ nine special tokens after the merges; and plain UTF-8 bytes. Special tokens neve
 are placed by name only, so no document can forge a turn of the conversation.
 """
 
+import itertools
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from omni_model.artifacts import TextCorpus
 from omni_model.config import JSON, BadInput, Runtime, TokenizerRecipe
 from omni_model.storage import Workspace
+from omni_model.text.corpus import TEXT, read_texts, shard_paths, text_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -37,6 +40,9 @@ SPLIT_PATTERN = (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
+BATCH_TEXTS = 512
+MEASURED_DOCUMENTS = 1000
+TOLD_EVERY_CHARS = 5_000_000
 
 
 class Tokenizer(Protocol):
@@ -52,6 +58,10 @@ class Tokenizer(Protocol):
         """Ids of plain text; a special token's name in `text` is spelled out, never a special id."""
         ...
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as `encode` makes them."""
+        ...
+
     def decode(self, ids: list[int]) -> str:
         """The text of ids; special ids show as their names, broken UTF-8 as U+FFFD."""
         ...
@@ -62,6 +72,10 @@ class Tokenizer(Protocol):
         Raises:
             BadInput: no such special token.
         """
+        ...
+
+    def num_bytes(self, id: int) -> int:
+        """UTF-8 bytes of text that an id spells; 0 for a special token."""
         ...
 
 
@@ -77,6 +91,7 @@ class BpeTokenizer:
         if missing:
             raise BadInput(f"tokenizer.json lacks {', '.join(missing)}; train the tokenizer again")
         self._special: dict[str, int] = ids
+        self._special_ids = frozenset(ids.values())
 
     @property
     def vocab_size(self) -> int:
@@ -89,11 +104,19 @@ class BpeTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._model.encode(text, add_special_tokens=False).ids)
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        # "fast" leaves out where in the text each token stands, which nobody asks for.
+        return [list(each.ids) for each in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+
     def decode(self, ids: list[int]) -> str:
         return str(self._model.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def special(self, name: str) -> int:
         return _named(self._special, name)
+
+    def num_bytes(self, id: int) -> int:
+        # A byte-level vocabulary writes one character for every byte, be the bytes whole UTF-8 or not.
+        return 0 if id in self._special_ids else len(self._model.id_to_token(id) or "")
 
 
 class ByteTokenizer:
@@ -113,12 +136,18 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: list[int]) -> str:
         spelled = b"".join(self._names[i].encode() if i in self._names else bytes([i]) for i in map(int, ids))
         return spelled.decode("utf-8", errors="replace")
 
     def special(self, name: str) -> int:
         return _named(self._special, name)
+
+    def num_bytes(self, id: int) -> int:
+        return 0 if id in self._names else 1
 
 
 def _named(special: dict[str, int], name: str) -> int:
@@ -150,37 +179,58 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return BpeTokenizer(model)
 
 
+def token_bytes(tokenizer: Tokenizer) -> list[int]:
+    """UTF-8 bytes that each id spells, 0 for special tokens: what bits per byte are counted by."""
+    return [tokenizer.num_bytes(id) for id in range(tokenizer.vocab_size)]
+
+
 def train_tokenizer(
     recipe: TokenizerRecipe, text: TextCorpus, *, work: Workspace, runtime: Runtime
 ) -> dict[str, JSON]:
-    """Stage: `tokenizer.json` for the corpus.
+    """Stage: `tokenizer.json` for the corpus. Its figure is measured on validation documents.
 
     Raises:
-        BadInput: an unknown kind, or a vocabulary too small for 256 bytes and the special tokens.
+        BadInput: a vocabulary too small for 256 bytes and the special tokens, or no whole corpus.
     """
-    from omni_model.text.corpus import plain_texts, read_documents
-
     path = work.out / TOKENIZER_FILE
-    documents = read_documents(text.out)
     if recipe.kind == "bytes":
         path.write_text('{"kind":"bytes"}\n', encoding="utf-8")
         tokenizer: Tokenizer = ByteTokenizer()
-    elif recipe.kind == "bpe":
-        texts = [part for document in documents for part in plain_texts(document)]
-        model = train_bpe(texts, recipe.vocab_size)
+    else:
+        model = train_bpe(_training_texts(recipe, text, work), recipe.vocab_size)
         plain = json.loads(model.to_str())
         path.write_text(json.dumps(plain, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
         tokenizer = BpeTokenizer(model)
-    else:
-        raise BadInput(f"tokenizer.kind {recipe.kind!r} is unknown; use bpe or bytes")
-    sample = [part for document in documents[:1000] for part in plain_texts(document)]
-    num_tokens = sum(len(tokenizer.encode(part)) for part in sample)
-    num_bytes = sum(len(part.encode()) for part in sample)
-    work.metrics.summary(vocab_size=tokenizer.vocab_size, bytes_per_token=round(num_bytes / num_tokens, 3))
+    held_out = itertools.islice(read_texts(text.out, "validation"), MEASURED_DOCUMENTS)
+    sample = [document[: recipe.max_document_chars] for document in held_out]
+    num_tokens = sum(map(len, tokenizer.encode_batch(sample)))
+    num_bytes = sum(len(document.encode()) for document in sample)
+    work.metrics.summary(
+        vocab_size=tokenizer.vocab_size, bytes_per_token=round(num_bytes / max(1, num_tokens), 3)
+    )
     return {"vocab_size": tokenizer.vocab_size}
 
 
-def train_bpe(texts: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
+def _training_texts(recipe: TokenizerRecipe, text: TextCorpus, work: Workspace) -> Iterator[str]:
+    """The starts of the training documents until `max_chars` characters have been read.
+
+    Whoever reads them keeps counts of words alone, so no more than a row group is in memory.
+    """
+    # Characters are fewer than bytes, and the ends of long documents are left out: at most so much.
+    available = sum(text_bytes(path, TEXT) for path in shard_paths(text.out, "train"))
+    num_chars, told = 0, 0
+    for document in read_texts(text.out, "train"):
+        start = document[: min(recipe.max_document_chars, recipe.max_chars - num_chars)]
+        num_chars += len(start)
+        if num_chars - told >= TOLD_EVERY_CHARS:
+            told = num_chars
+            work.metrics.log(num_chars, min(recipe.max_chars, available))
+        yield start
+        if num_chars >= recipe.max_chars:
+            return
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
     """Byte-level BPE with `vocab_size` ids in all: 256 bytes, merges, then the special tokens.
 
     A corpus with few distinct words yields fewer merges than asked for.
@@ -201,6 +251,13 @@ def train_bpe(texts: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
     trainer = trainers.BpeTrainer(
         vocab_size=num_merged, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
-    model.train_from_iterator(texts, trainer)
+    model.train_from_iterator(_batches(texts), trainer)
     model.add_special_tokens(list(SPECIAL_TOKENS))
     return model
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of texts: asked for one by one, the library's threads would wait for Python."""
+    rest = iter(texts)
+    while batch := list(itertools.islice(rest, BATCH_TEXTS)):
+        yield batch
