@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_model.audio.workers import Told, Work, serve
 from omni_model.config import BadInput
+from omni_model.workers import Told, Work, serve
 
 
 def prepare(setup: Mapping[str, Any]) -> Work:

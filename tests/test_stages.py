@@ -27,9 +27,9 @@ from omni_model.config import (
     AlignRecipe,
     BadInput,
     GptShape,
+    LessonsRecipe,
     LoraRecipe,
     OverfitRecipe,
-    PretrainRecipe,
     ProjectorShape,
     Runtime,
     TextRecipe,
@@ -39,26 +39,27 @@ from omni_model.model.weights import load_gpt, load_listener, load_projector
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics
 from omni_model.text.conversation import render
-from omni_model.text.corpus import write_corpus
+from omni_model.text.embedded import write_corpus
 from omni_model.text.questions import grammar
 from omni_model.text.tokenizer import load_tokenizer, train_tokenizer
-from omni_model.training import pretrain as pretrain_module
+from omni_model.training import lessons as lessons_module
 from omni_model.training.align import align
 from omni_model.training.finetune import finetune
+from omni_model.training.lessons import learn_lessons, match_at_start, new_gpt
 from omni_model.training.listening import Classroom, ask_caption, ask_choice, ask_open
 from omni_model.training.overfit import overfit
-from omni_model.training.pretrain import match_at_start, new_gpt, pretrain
 
 WIDTH = 8
 SHAPE = GptShape(n_layer=2, n_embd=32, n_head=2, n_kv_head=2, sequence_len=64)
 PROJECTOR = ProjectorShape(stack=4, hidden=16)
-PRETRAIN = PretrainRecipe(
+LESSONS = LessonsRecipe(
     gpt=SHAPE,
     max_steps=40,
     last_lesson_steps=15,
     packed_rows_per_step=2,
     exchanges_per_step=4,
     lesson_accuracy=0.0,
+    settling_accuracy=0.0,
     min_accuracy=0.0,
 )
 ALIGN = AlignRecipe(projector=PROJECTOR, steps=12, rows_per_step=4, warmup_steps=2)
@@ -147,13 +148,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The whole chain, made once."""
     root = tmp_path_factory.mktemp("stages")
     torch.set_num_threads(1)
-    text = make(write_corpus, TextCorpus, TextRecipe(num_documents=1200), directory=root / "text")
+    text = make(
+        write_corpus,
+        TextCorpus,
+        TextRecipe(num_documents=1200, validation_documents=100),
+        directory=root / "text",
+    )
     tokenizer = make(
         train_tokenizer, TokenizerFiles, TokenizerRecipe(vocab_size=400), text, directory=root / "tokenizer"
     )
     sounds = write_features(root / "sounds", make_clips("tone", ("pitch", "loudness"), 16))
     speech = write_features(root / "speech", make_clips("speech", ("animal", "voice"), 16))
-    gpt = make(pretrain, GptCheckpoint, PRETRAIN, text, tokenizer, directory=root / "gpt")
+    gpt = make(learn_lessons, GptCheckpoint, LESSONS, text, tokenizer, directory=root / "gpt")
     heard = (tokenizer, sounds, speech)
     projector = make(align, ProjectorCheckpoint, ALIGN, gpt, *heard, directory=root / "projector")
     adapter = make(finetune, AdapterCheckpoint, LORA, gpt, projector, *heard, directory=root / "adapter")
@@ -226,10 +232,10 @@ def assert_same_after_kill(
 def test_killed_pretraining_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain_module, "EXAMINE_EVERY", 5)  # so that lessons open before and after the kill
-    assert_same_after_kill(pretrain, PRETRAIN, (world.text, world.tokenizer), tmp_path, kill_at=18)
+    monkeypatch.setattr(lessons_module, "EXAMINE_EVERY", 5)  # so that lessons open before and after the kill
+    assert_same_after_kill(learn_lessons, LESSONS, (world.text, world.tokenizer), tmp_path, kill_at=18)
     curve = json.loads((tmp_path / "straight" / "out" / "curve.json").read_text())
-    assert curve[-1]["step"] == 30  # three gates of five steps, then the last lesson's fifteen
+    assert curve[-1]["step"] == 35  # four gates of five steps, then fifteen with a falling rate
 
 
 def test_killed_finetuning_resumes_to_the_same_bytes(world: World, tmp_path: Path) -> None:
@@ -274,9 +280,9 @@ def test_overfitting_learns_captions_and_writes_what_is_said(world: World, tmp_p
 
 
 def test_a_model_that_cannot_choose_fails_the_stage(world: World, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(PRETRAIN, max_steps=2, min_accuracy=0.98)
+    recipe = dataclasses.replace(LESSONS, max_steps=2, min_accuracy=0.98)
     with pytest.raises(RuntimeError, match="min_accuracy"):
-        pretrain(recipe, world.text, world.tokenizer, work=workspace(tmp_path), runtime=Runtime())
+        learn_lessons(recipe, world.text, world.tokenizer, work=workspace(tmp_path), runtime=Runtime())
 
 
 def test_impossible_shapes_and_foreign_weights_are_refused(world: World, tmp_path: Path) -> None:

@@ -166,19 +166,6 @@ def test_a_parameter_without_gradient_is_an_error() -> None:
 # -- schedules ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("depth", "batch", "weight_decay", "steps"),
-    [(4, 2**18, 1.8899, 462), (8, 2**18, 0.5197, 1680), (12, 2**19, 0.28, 2205), (20, 2**20, 0.1002, 4357),
-     (24, 2**20, 0.0597, 7308)],
-)  # fmt: skip
-def test_scaling_from_depth(depth: int, batch: int, weight_decay: float, steps: int) -> None:
-    scaling = schedule.Scaling.from_depth(depth, ratio=10.5)
-    assert (scaling.batch_tokens, scaling.steps) == (batch, steps)
-    assert scaling.weight_decay == pytest.approx(weight_decay, abs=5e-5)
-    assert scaling.batch_scale == pytest.approx((batch / 2**19) ** 0.5)
-    assert scaling.config().n_embd == scaling.width == 64 * depth
-
-
 def test_schedules_at_their_corners() -> None:
     rate = [schedule.lr_multiplier(step, 1000) for step in (0, 39, 40, 350, 351, 1000)]
     assert rate == pytest.approx([1 / 40, 1, 1, 1, 649 / 650 + 0.05 / 650, 0.05])

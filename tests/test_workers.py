@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from omni_model.audio.workers import spread
 from omni_model.config import BadInput
+from omni_model.workers import spread
 
 MODULE = "tests.little_worker"
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def test_an_error_reaches_the_stage_in_its_own_words(
 def test_workers_die_with_the_stage(whole_group: bool) -> None:
     reader, writer = os.pipe()
     script = (
-        f"from omni_model.audio.workers import spread\n"
+        f"from omni_model.workers import spread\n"
         f"jobs = [{{'do': 'sleep'}}] * 2\n"
         f"spread('{MODULE}', {{'descriptor': {writer}}}, jobs, 2, lambda _: None)\n"
     )

@@ -36,6 +36,8 @@ from omni_model.training.loss_scale import LossScale
 from omni_model.training.optim import MuonAdamW
 from omni_model.training.ranks import ALONE, Ranks
 
+CHECKPOINT_SHARE = 0.05  # of the time may go into checkpoints; what takes a second is free
+
 
 class MetricsSink(Protocol):
     """Where numbers go: a file, a dashboard, nowhere."""
@@ -104,14 +106,15 @@ def train(
     """Run the objective to `steps` updates, or until it is finished; returns the loss of every update.
 
     Continues from the newest checkpoint in `partial`, writes one there about every checkpoint_every_s seconds
-    and one at the end. Every `log_every` steps it logs the mean loss (and once more before each evaluation,
-    checkpoint and the end); every `evaluate_every` steps (0: never) what the objective evaluates.
+    (large ones less often: CHECKPOINT_SHARE) and one at the end. Every `log_every` steps, and before each
+    evaluation, checkpoint and the end, it logs the mean loss and the mean seconds of a step, without those of
+    evaluations and checkpoints; every `evaluate_every` steps (0: never) what the objective evaluates.
     FloatingPointError when a loss is not finite, RuntimeError when ranks find different checkpoints.
     """
     curve = _resume(objective, partial, ranks)
     step = curve.steps
     recent = _Recent(metrics, steps, curve, ranks)
-    saved_at = time.monotonic()
+    saved_at, pause_s = time.monotonic(), checkpoint_every_s
     stopping = ranks.agree(objective.finished())
     while step < steps and not stopping:
         recent.add(step, update(objective, step, ranks))
@@ -123,12 +126,16 @@ def train(
             recent.log(step, objective.evaluate(step))
             if ranks.world > 1:
                 objective.restore(ranks.agree(objective.state()))
-        saving = time.monotonic() - saved_at >= checkpoint_every_s
+            recent.wind()
+        saving = time.monotonic() - saved_at >= pause_s
         stopping, saving = ranks.agree([objective.finished(), saving])
         if saving:
             recent.flush()
+            began = time.monotonic()
             _save(objective, partial, curve, ranks)
             saved_at = time.monotonic()
+            pause_s = max(checkpoint_every_s, (saved_at - began - 1.0) / CHECKPOINT_SHARE)
+            recent.wind()
     recent.flush()
     _save(objective, partial, curve, ranks)
     return curve
@@ -139,10 +146,10 @@ def update(objective: Objective, step: int, ranks: Ranks = ALONE) -> Tensor:
     objective.set_schedule(step)
     loss = objective.loss(step)
     shares = iter([loss]) if isinstance(loss, Tensor) else loss
-    scale, total = objective.loss_scale, torch.zeros(())
+    scale, parts = objective.loss_scale, []
     for share in shares:
         (share if scale is None else share * scale.value).backward()
-        total = total.to(share.device) + share.detach().float()
+        parts.append(share.detach().float())
     tensors = list(objective.tensors().values())
     if scale is None or scale.unscale(tensors, ranks):
         # MuonAdamW averages for itself; but only averaged gradients have a norm that is worth bounding.
@@ -152,7 +159,7 @@ def update(objective: Objective, step: int, ranks: Ranks = ALONE) -> Tensor:
             torch.nn.utils.clip_grad_norm_(tensors, objective.clip_norm)
         objective.optimizer.step()
     objective.optimizer.zero_grad(set_to_none=True)
-    return total
+    return torch.stack(parts).sum()
 
 
 @dataclass
@@ -171,6 +178,10 @@ class _Recent:
         if not self.losses:
             self.first_step = step
         self.losses.append(loss)
+
+    def wind(self) -> None:
+        """Start the clock of the next steps now."""
+        self.since = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if self.ranks.first:

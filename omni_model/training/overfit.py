@@ -17,14 +17,13 @@ from omni_model.audio.reader import FeatureReader
 from omni_model.config import JSON, OverfitRecipe, Runtime
 from omni_model.model.omni import OmniModel
 from omni_model.model.projector import Projector
-from omni_model.model.weights import save_gpt, save_projector
+from omni_model.model.weights import new_gpt, save_gpt, save_projector
 from omni_model.storage import Workspace
 from omni_model.text.questions import askable, caption
 from omni_model.text.tokenizer import ByteTokenizer
 from omni_model.training.exchanges import NOT_SCORED
 from omni_model.training.loop import Objective, train
 from omni_model.training.optim import plain_adamw
-from omni_model.training.pretrain import new_gpt
 
 CAPTIONS_FILE = "captions.json"
 MAX_CAPTION_BYTES = 64

@@ -1,302 +1,308 @@
-"""The text model, lesson after lesson: packed documents, and exchanges about a sentence instead of a sound.
+"""The base model: a GPT, from random weights, learns to predict the next token of packed text.
 
-The sentence is read as sound will be: as embeddings in front of the text, without token ids. So the GPT
-learns to find words in vectors without value embeddings and smear, which is all that a projector can make.
+Every step reads `batch_tokens` of the corpus, in the one order that the loader gives them, whatever the
+number of ranks; its rows go through the device in microbatches whose gradients add up. Where the loader
+stands is part of every checkpoint, so a training that is killed goes on with the very next row.
 
-The lessons are those of `omni_model.text.corpus`. Each opens when an exam shows that the one before is
-understood, never at a fixed step: letters bind in a sudden transition whose moment no schedule knows, and a
-model that reads sentences before it answers by guessing for ever. The last lesson has a fixed length and a
-falling learning rate. A model that fails the final exam fails the stage: nothing built on it could hear.
+Legend: B rows, T tokens a row is trained on (a row has one more).
 """
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omni_model.artifacts import TextCorpus, TokenizerFiles
-from omni_model.config import JSON, BadInput, GptShape, PretrainRecipe, Runtime
-from omni_model.hardware import speed_up_products
-from omni_model.model.gpt import GPT, GPTConfig
-from omni_model.model.weights import save_gpt
+from omni_model.artifacts import GptCheckpoint, TextCorpus, TokenizerFiles
+from omni_model.config import JSON, BadInput, PretrainRecipe, Runtime
+from omni_model.model.gpt import GPT
+from omni_model.model.greedy import continue_greedily
+from omni_model.model.weights import load_gpt, new_gpt, save_gpt
+from omni_model.plain import to_plain
 from omni_model.storage import Workspace
-from omni_model.text.corpus import LESSONS, Document, exam, read_documents
-from omni_model.text.packing import pack, tokenize_document
-from omni_model.text.tokenizer import Tokenizer, load_tokenizer
-from omni_model.training.exchanges import NOT_SCORED, ExchangeRows
+from omni_model.telemetry import mirrored
+from omni_model.text.loader import BackgroundRows, validation_rows
+from omni_model.text.tokenizer import Tokenizer, load_tokenizer, token_bytes
+from omni_model.training.bits_per_byte import bits_per_byte
 from omni_model.training.loop import Objective, train
-from omni_model.training.optim import MuonAdamW, parameter_groups, set_lr, set_muon
-from omni_model.training.schedule import lr_multiplier
+from omni_model.training.microbatch import microbatch_rows
+from omni_model.training.optim import set_lr, set_muon
+from omni_model.training.ranks import Ranks
+from omni_model.training.schedule import batch_scale, lr_multiplier, muon_momentum, muon_weight_decay
+from omni_model.training.setup import (
+    PROJECT,
+    Pace,
+    Ready,
+    RowFeed,
+    join_ranks,
+    prepare,
+    rows_per_step,
+    settled_dtype,
+)
 
-EXAM_SEED = 20_260_401  # apart from every corpus, whatever its seed
-GATE_QUESTIONS, FINAL_QUESTIONS = 100, 400
-EXAMINE_EVERY = 25
-WIDE = 256  # channels from which the faster way of multiplying pays (flows/LOG.md)
-MUON_MOMENTUM = 0.95
-BLEND_SHARE = 0.5
-BLEND_SHARPNESS = (0.5, 1.0, 2.0, 4.0)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One lesson: shares of the exchanges by their lesson, the packed rows, and the share of the latter."""
-
-    exchanges: dict[str, float]
-    packed: str
-    packed_share: float
-
-
-PLANS = {
-    "letters": Plan({}, "letters", 1.0),
-    # Without drills beside them, words take five times as long.
-    "words": Plan({"words": 1.0}, "letters", 0.3),
-    "questions": Plan({"questions": 0.5, "sentences": 0.3, "words": 0.2}, "letters", 0.1),
-    "sentences": Plan({"questions": 0.6, "sentences": 0.35, "words": 0.05}, "sentences", 0.1),
-}
+PROMPTS = (
+    "In the kitchen",
+    "She heard",
+    "The animal is",
+    "How many",
+    "If today is Monday, then tomorrow is",
+    "Water is made of",
+)
+SAMPLE_TOKENS = 32
+PLENTY_BYTES = 16  # of a corpus' files for each token of a step: then it certainly fills one
 
 
 def pretrain(
     recipe: PretrainRecipe, text: TextCorpus, tokenizer: TokenizerFiles, *, work: Workspace, runtime: Runtime
 ) -> dict[str, JSON]:
-    """Stage: train a GPT from scratch.
+    """Stage: train a GPT from scratch on the corpus' training split.
+
+    Every rank calls it; the first one writes and tells.
 
     Raises:
-        BadInput: the corpus lacks a lesson.
-        RuntimeError: letters did not bind within `max_steps`, or the final exam is below `min_accuracy`.
+        BadInput: a number left to be derived, a batch that does not divide among the ranks, a tokenizer other
+            than its handle says, a corpus smaller than a step, or one without validation text.
     """
-    words = load_tokenizer(tokenizer.out)
-    gpt = new_gpt(recipe.gpt, words.vocab_size, work.seed)
-    if recipe.match_at_start:
-        match_at_start(gpt)
-    if gpt.config.n_embd >= WIDE:
-        speed_up_products(work.partial / "products.json")
-    objective = Pretraining(recipe, gpt, read_documents(text.out), words, work.seed)
-    curve = train(
-        objective,
-        steps=recipe.max_steps,
-        partial=work.partial,
-        metrics=work.metrics,
-        checkpoint_every_s=runtime.checkpoint_every_s,
-        evaluate_every=EXAMINE_EVERY,
+    ranks = join_ranks()
+    source = Source.of(recipe, text, tokenizer, ranks, runtime)
+    gpt = new_gpt(recipe.gpt, source.words.vocab_size, work.seed, settled_dtype(recipe.dtype))
+    return _learn(recipe, gpt, source, ranks, work, runtime)
+
+
+def continue_pretraining(
+    recipe: PretrainRecipe,
+    start: GptCheckpoint,
+    text: TextCorpus,
+    tokenizer: TokenizerFiles,
+    *,
+    work: Workspace,
+    runtime: Runtime,
+) -> dict[str, JSON]:
+    """Stage: the same from weights that have learned something before; the optimizer begins anew.
+
+    Rows may be longer now and windows others: weights know of neither.
+
+    Raises:
+        BadInput: as in `pretrain`, or the checkpoint has another shape or vocabulary.
+    """
+    ranks = join_ranks()
+    source = Source.of(recipe, text, tokenizer, ranks, runtime)
+    before = load_gpt(start.out)
+    gpt = new_gpt(recipe.gpt, source.words.vocab_size, work.seed, settled_dtype(recipe.dtype))
+    for field in dataclasses.fields(gpt.config):
+        found, wanted = (getattr(config, field.name) for config in (before.config, gpt.config))
+        if found != wanted and field.name not in ("sequence_len", "window_pattern"):
+            raise BadInput(
+                f"the GPT in {start.uri} has {field.name} {found} and recipe and tokenizer ask for {wanted}; "
+                "set pretrain.gpt to the checkpoint's shape, or begin with another"
+            )
+    gpt.load_state_dict(before.state_dict())
+    return _learn(recipe, gpt, source, ranks, work, runtime)
+
+
+def _learn(
+    recipe: PretrainRecipe, gpt: GPT, source: Source, ranks: Ranks, work: Workspace, runtime: Runtime
+) -> dict[str, JSON]:
+    held_out = source.held_out(recipe.validation_tokens)
+    ready = prepare(
+        gpt,
+        recipe.rates,
+        ranks=ranks,
+        work=work,
+        batch_scale=batch_scale(recipe.batch_tokens),
+        weight_decay=recipe.weight_decay,
+        fp8=recipe.fp8,
     )
-    accuracy = objective.final_exam()
-    work.metrics.summary(loss=curve.tail_mean(), text_multiple_choice=accuracy, steps=curve.steps)
-    if accuracy < recipe.min_accuracy:
-        raise RuntimeError(
-            f"after {curve.steps} steps the text model answers {accuracy:.0%} of its multiple-choice exam, "
-            f"below pretrain.min_accuracy {recipe.min_accuracy:.0%} (lessons opened at steps "
-            f"{objective.opened}); raise pretrain.max_steps or pretrain.last_lesson_steps, "
-            "or try another seed"
+    at_once = microbatch_rows(ready, source.rows // ranks.world, work=work, runtime=runtime)
+    wish = runtime.wandb if ranks.first else "off"
+    with (
+        mirrored(work.metrics, work.directory, wish, project=PROJECT, settings=to_plain(recipe)),
+        contextlib.closing(NextToken(recipe, ready, source, held_out, at_once)) as objective,
+    ):
+        pace = Pace(work.metrics, step_tokens=recipe.batch_tokens, gpt=gpt, ranks=ranks)
+        curve = train(
+            objective,
+            steps=recipe.steps,
+            partial=work.partial,
+            metrics=pace,
+            ranks=ranks,
+            checkpoint_every_s=runtime.checkpoint_every_s,
+            evaluate_every=math.gcd(recipe.validate_every, recipe.sample_every),
         )
-    save_gpt(gpt, work.out)
-    curve.write(work.out)
+        objective.conclude()
+        if ranks.first:
+            val_bpb = objective.validation[-1]["bpb"]
+            work.metrics.summary(val_bpb=val_bpb, loss=curve.tail_mean(), **pace.summary())
+            save_gpt(gpt, work.out)
+            curve.write(work.out)
+            objective.write(work.out)
     shape = {"n_embd": gpt.config.n_embd, "vocab_size": gpt.config.vocab_size}
     return {"num_parameters": gpt.num_params(), "steps": curve.steps, **shape}
 
 
-def new_gpt(shape: GptShape, vocab_size: int, seed: int) -> GPT:
-    """A GPT of this shape with weights drawn from `seed`.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the rows of a training come from. `rows` are those of a step, of all ranks together."""
 
-    Raises:
-        BadInput: the shape contradicts itself.
-    """
-    try:
-        gpt = GPT(GPTConfig(**dataclasses.asdict(shape), vocab_size=vocab_size))
-    except ValueError as error:
-        raise BadInput(f"the recipe's gpt shape is not possible: {error}") from None
-    gpt.init_weights(seed % 2**63)
-    return gpt
-
-
-@torch.no_grad()
-def match_at_start(gpt: GPT) -> None:
-    """Set every key matrix to its query matrix, where heads allow: a token then attends to its own copies.
-
-    With q and k normed, equal inputs have the largest dot product there is, so finding an earlier copy of a
-    word, the step on which letter binding waits, needs no learning.
-    """
-    for block in gpt.transformer["h"]:
-        if block.attn.c_k.weight.shape == block.attn.c_q.weight.shape:
-            block.attn.c_k.weight.copy_(block.attn.c_q.weight)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Exchanges with what is heard before them: sounds (B, A) token ids, their lengths (B,), and the rows."""
-
-    sounds: Tensor
-    sound_lengths: Tensor
-    rows: ExchangeRows
+    corpus: Path
+    tokenizer: Path
+    words: Tokenizer
+    row_tokens: int
+    rows: int
+    part: slice
+    threads: int
 
     @classmethod
-    def of(cls, documents: Sequence[Document], tokenizer: Tokenizer) -> "Heard":
-        """One row a document."""
-        sounds = [torch.tensor(tokenizer.encode(f" {document['sound']}")) for document in documents]
-        return cls(
-            torch.nn.utils.rnn.pad_sequence(sounds, batch_first=True),
-            torch.tensor([len(sound) for sound in sounds]),
-            ExchangeRows.of(
-                [(document["question"], document["answer"]) for document in documents], tokenizer
-            ),
+    def of(
+        cls,
+        recipe: PretrainRecipe,
+        text: TextCorpus,
+        tokenizer: TokenizerFiles,
+        ranks: Ranks,
+        runtime: Runtime,
+    ) -> Source:
+        """BadInput where the recipe's numbers, the corpus and the tokenizer do not fit together."""
+        if recipe.steps == 0:
+            raise BadInput("pretrain.steps is 0; set it, or derive the recipe from its depth first")
+        rows = rows_per_step(recipe.batch_tokens, recipe.gpt.sequence_len, ranks)
+        row_tokens = recipe.gpt.sequence_len + 1
+        words = load_tokenizer(tokenizer.out)
+        if words.vocab_size != tokenizer.vocab_size:
+            raise BadInput(
+                f"the tokenizer in {tokenizer.out} has {words.vocab_size} ids and its record says "
+                f"{tokenizer.vocab_size}; make it again"
+            )
+        if text.num_bytes < PLENTY_BYTES * recipe.batch_tokens:
+            found = len(validation_rows(text.out, tokenizer.out, row_tokens, rows, "train"))
+            if found < rows:
+                raise BadInput(
+                    f"the text corpus fills {found} rows of {row_tokens} tokens and a step reads {rows}; add "
+                    "text, or set pretrain.batch_tokens lower"
+                )
+        cores = runtime.workers or max(1, (os.cpu_count() or 1) // runtime.parallel_stages)
+        threads = max(1, cores // ranks.world)
+        return cls(text.out, tokenizer.out, words, row_tokens, rows, ranks.part(rows), threads)
+
+    def held_out(self, num_tokens: int) -> np.ndarray:
+        """The first rows (N, T + 1) of the validation split, of about `num_tokens` in all."""
+        return validation_rows(
+            self.corpus, self.tokenizer, self.row_tokens, max(1, num_tokens // (self.row_tokens - 1))
         )
 
-    def read(self, gpt: GPT, blend: Tensor | None = None, **how: Any) -> Tensor:
-        """The GPT's output for the rows, with the sounds as embeddings in front, mixed by `blend` (B,A,A)."""
-        words = gpt.transformer["wte"](self.sounds)
-        return gpt(
-            self.rows.ids,
-            audio_features=words if blend is None else blend @ words,
-            audio_lengths=self.sound_lengths,
-            text_lengths=self.rows.lengths,
-            **how,
+    def open(self, cursor: JSON) -> BackgroundRows:
+        """This rank's rows from where the cursor stands."""
+        return BackgroundRows(
+            self.corpus,
+            "train",
+            self.tokenizer,
+            row_tokens=self.row_tokens,
+            rows_per_step=self.rows,
+            part=self.part,
+            cursor=cursor,
+            threads=self.threads,
         )
 
-    @torch.no_grad()
-    def accuracy(self, gpt: GPT) -> float:
-        """Share of answers whose first token is the GPT's first choice among all tokens."""
-        place, answers = self.rows.first_answer()
-        chosen = self.read(gpt)[torch.arange(len(place)), place].argmax(dim=-1)
-        return round((chosen == answers).double().mean().item(), 4)
 
-
-def random_blend(documents: Sequence[Document], lengths: Tensor, rng: np.random.Generator) -> Tensor:
-    """Matrices (B, A, A) that turn some sounds into mixtures of their words, in no order.
-
-    In a sound most things are heard at once, and a projector sees a fifth of a second at a time: its soft
-    tokens are mixtures. Captions keep their words apart, because their order is what they teach.
-    """
-    size = int(lengths.max())
-    logits = rng.normal(size=(len(documents), size, size)) * rng.choice(
-        BLEND_SHARPNESS, size=(len(documents), 1, 1)
-    )
-    logits[np.arange(size)[None, None, :].repeat(size, 1) >= lengths.numpy()[:, None, None]] = -np.inf
-    weights = torch.from_numpy(logits).softmax(dim=-1).float()
-    apart = rng.random(len(documents)) >= BLEND_SHARE
-    apart |= np.array([document["lesson"] == "sentences" for document in documents])
-    return torch.where(torch.from_numpy(apart)[:, None, None], torch.eye(size), weights)
-
-
-@torch.no_grad()
-def packed_accuracy(gpt: GPT, rows: Tensor) -> float:
-    """Share of the learned tokens of packed rows (2, B, T + 1) that are the GPT's first choice."""
-    targets = _targets(rows)
-    scored = targets != NOT_SCORED
-    chosen = gpt(rows[0, :, :-1]).argmax(dim=-1)
-    return round((chosen == targets)[scored].double().mean().item(), 4)
-
-
-class Pretraining(Objective):
-    """Batches of the open lesson; the steps at which lessons opened are its state."""
+class NextToken(Objective):
+    """Batches in the loader's order. Its state: where the loader stands, and what evaluations found."""
 
     def __init__(
-        self, recipe: PretrainRecipe, gpt: GPT, documents: Sequence[Document], tokenizer: Tokenizer, seed: int
+        self, recipe: PretrainRecipe, ready: Ready, source: Source, held_out: np.ndarray, at_once: int
     ) -> None:
-        self.recipe, self.gpt, self.tokenizer, self.seed = recipe, gpt, tokenizer, seed
-        row_tokens = recipe.gpt.sequence_len + 1
-        self.packed = {
-            lesson: _packed_rows(_of_lesson(documents, lesson, heard=False), tokenizer, row_tokens)
-            for lesson in ("letters", "sentences")
-        }
-        self.heard = {
-            lesson: _of_lesson(documents, lesson, heard=True)
-            for lesson in ("words", "questions", "sentences")
-        }
-        self._gate = self._gates(row_tokens)
-        groups = parameter_groups(
-            gpt,
-            matrix_lr=recipe.matrix_lr,
-            embedding_lr=recipe.embedding_lr,
-            unembedding_lr=recipe.unembedding_lr,
-        )
-        self.optimizer = MuonAdamW(groups)
-        set_muon(self.optimizer, momentum=MUON_MOMENTUM, weight_decay=0.0)
-        self.opened = [0]
-        self.updates = 0
+        self.recipe, self.ready, self.source, self.at_once = recipe, ready, source, at_once
+        self.gpt, self.optimizer, self.loss_scale = ready.gpt, ready.optimizer, ready.loss_scale
+        self.held_out = held_out[ready.ranks.part(len(held_out))]
+        self.num_bytes = torch.tensor(token_bytes(source.words), device=ready.device)
+        self.cursor: JSON = None
+        self.validation: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self._feed = RowFeed(ready.device, source.rows // ready.ranks.world, source.row_tokens)
+        self._reading = contextlib.ExitStack()
+        self._loader: BackgroundRows | None = None
 
     def tensors(self) -> Mapping[str, Tensor]:
         return dict(self.gpt.named_parameters())
 
     def set_schedule(self, step: int) -> None:
-        self.updates = step + 1
-        multiplier = min(1.0, (step + 1) / max(1, self.recipe.warmup_steps))
-        if len(self.opened) == len(LESSONS):
-            multiplier *= lr_multiplier(step - self.opened[-1], self.recipe.last_lesson_steps, 0, 0.8)
-        set_lr(self.optimizer, multiplier)
+        recipe = self.recipe
+        warmdown = recipe.warmdown_fraction
+        lr = lr_multiplier(step, recipe.steps, recipe.warmup_steps, warmdown, recipe.final_lr_fraction)
+        set_lr(self.optimizer, lr)
+        momentum = muon_momentum(step, recipe.steps, warmdown_fraction=warmdown)
+        weight_decay = muon_weight_decay(step, recipe.steps, recipe.weight_decay)
+        set_muon(self.optimizer, momentum=momentum, weight_decay=weight_decay)
 
-    def loss(self, step: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, step])
-        plan = PLANS[LESSONS[len(self.opened) - 1]]
-        loss = torch.zeros(())
-        if plan.packed_share > 0:
-            rows = self.packed[plan.packed]
-            count = math.ceil(plan.packed_share * self.recipe.packed_rows_per_step)
-            picked = rows[:, rng.integers(rows.size(1), size=count)]
-            loss = loss + plan.packed_share * self.gpt(picked[0, :, :-1], _targets(picked))
-        if plan.packed_share < 1:
-            documents = self._pick(plan.exchanges, rng)
-            heard = Heard.of(documents, self.tokenizer)
-            blend = random_blend(documents, heard.sound_lengths, rng)
-            loss = loss + (1 - plan.packed_share) * heard.read(self.gpt, blend, targets=heard.rows.targets)
-        return loss
-
-    def _pick(self, shares: Mapping[str, float], rng: np.random.Generator) -> list[Document]:
-        lessons = rng.choice(list(shares), size=self.recipe.exchanges_per_step, p=list(shares.values()))
-        return [self.heard[lesson][rng.integers(len(self.heard[lesson]))] for lesson in lessons]
-
-    def _gates(self, row_tokens: int) -> dict[str, Callable[[], float]]:
-        """The exam that each lesson but the last ends with."""
-        drills = _packed_rows(exam("letters", GATE_QUESTIONS, EXAM_SEED), self.tokenizer, row_tokens)
-        words, questions = (
-            Heard.of(exam(lesson, GATE_QUESTIONS, EXAM_SEED), self.tokenizer)
-            for lesson in ("words", "questions")
-        )
-        return {
-            "letters": lambda: packed_accuracy(self.gpt, drills),
-            "words": lambda: words.accuracy(self.gpt),
-            "questions": lambda: questions.accuracy(self.gpt),
-            "sentences": lambda: questions.accuracy(self.gpt),
-        }
+    def loss(self, step: int) -> Iterator[Tensor]:
+        if self._loader is None:
+            self._loader = self._reading.enter_context(self.source.open(self.cursor))
+        rows, self.cursor = self._loader.next()
+        parts = self._feed.carry(rows).split(self.at_once)
+        for ids in parts:
+            yield self.gpt(ids[:, :-1], ids[:, 1:]) / len(parts)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        lesson = len(self.opened)
-        accuracy = self._gate[LESSONS[lesson - 1]]()
-        if accuracy >= self.recipe.lesson_accuracy and lesson < len(LESSONS):
-            self.opened.append(step)
-        return {"lesson": float(lesson), "exam": accuracy}
+        last = step == self.recipe.steps
+        with torch.compiler.set_stance("force_eager"):  # shapes of their own are not worth compiling
+            if last or step % self.recipe.sample_every == 0:
+                self._sample(step)
+            if last or step % self.recipe.validate_every == 0:
+                return {"val_bpb": self._validate(step)}
+        return {}
 
-    def final_exam(self) -> float:
-        """Accuracy on multiple choice about sentences."""
-        return Heard.of(exam("questions", FINAL_QUESTIONS, EXAM_SEED), self.tokenizer).accuracy(self.gpt)
+    def conclude(self) -> None:
+        """Evaluate after the last step, where that was not its turn."""
+        if not self.validation or self.validation[-1]["step"] < self.recipe.steps:
+            self.evaluate(self.recipe.steps)
 
-    def finished(self) -> bool:
-        lasts = len(self.opened) == len(LESSONS)
-        return lasts and self.updates >= self.opened[-1] + self.recipe.last_lesson_steps
+    def _validate(self, step: int) -> float:
+        starts = range(0, len(self.held_out), self.at_once)
+        batches = (torch.from_numpy(self.held_out[start : start + self.at_once]) for start in starts)
+        there = (ids.to(self.ready.device, torch.int64) for ids in batches)
+        bpb = round(bits_per_byte(self.gpt, there, self.num_bytes, self.ready.ranks), 6)
+        self.validation.append({"step": step, "bpb": bpb})
+        return bpb
+
+    def _sample(self, step: int) -> None:
+        if not self.ready.ranks.first:
+            return  # they are told what the first one wrote
+        for prompt in PROMPTS:
+            ids = [self.source.words.bos_id, *self.source.words.encode(prompt)]
+            written = continue_greedily(self.gpt, ids, SAMPLE_TOKENS, stop=(self.source.words.bos_id,))
+            self.samples.append({"step": step, "prompt": prompt, "text": self.source.words.decode(written)})
 
     def state(self) -> dict[str, Any]:
-        return {"opened": self.opened, "updates": self.updates}
+        return {"cursor": self.cursor, "validation": self.validation, "samples": self.samples}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.opened, self.updates = list(state["opened"]), state["updates"]
+        if state["cursor"] != self.cursor:
+            self.close()
+        self.cursor, self.validation, self.samples = state["cursor"], state["validation"], state["samples"]
 
+    def close(self) -> None:
+        """Let the loader go; the next step opens it again where it stood."""
+        self._reading.close()
+        self._loader = None
 
-def _of_lesson(documents: Sequence[Document], lesson: str, *, heard: bool) -> list[Document]:
-    chosen = [each for each in documents if each["lesson"] == lesson and ("sound" in each) == heard]
-    if not chosen:
-        raise BadInput(f"the text corpus has too few {lesson!r} documents; raise text.num_documents")
-    return chosen
-
-
-def _packed_rows(documents: Sequence[Document], tokenizer: Tokenizer, row_tokens: int) -> Tensor:
-    """Ids and masks (2, N, T + 1) of packed documents."""
-    tokens = [tokenize_document(tokenizer, document) for document in documents]
-    return torch.from_numpy(np.stack(pack(tokens, row_tokens))).long()
-
-
-def _targets(rows: Tensor) -> Tensor:
-    """What packed rows (2, B, T + 1) teach: (B, T), -1 where nothing is learned."""
-    return torch.where(rows[1, :, 1:] > 0, rows[0, :, 1:], NOT_SCORED)
+    def write(self, out: Path) -> None:
+        """What evaluations found, and what the figures are made of."""
+        recipe = self.recipe
+        training = {
+            "batch_tokens": recipe.batch_tokens,
+            "dtype": str(self.gpt.compute_dtype).removeprefix("torch."),
+            "flops_per_token": self.gpt.flops_per_token(),
+            "steps": recipe.steps,
+            "tokens": recipe.steps * recipe.batch_tokens,
+        }
+        told = {"samples": self.samples, "validation": self.validation, "training": training}
+        for name, content in told.items():
+            text = json.dumps(content, sort_keys=True, indent=1) + "\n"
+            (out / f"{name}.json").write_text(text, encoding="utf-8")
