@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows import nanochat, recipes, verbs
+from flows import models, nanochat, recipes, verbs
+from flows.cards import CARDS
 from flows.verbs import DONE, FAILED, Stopped
 from omni_model.config import BadInput
 
@@ -55,6 +56,24 @@ def listen(args: argparse.Namespace) -> int:
     from omni_model import cli
 
     cli.listen(Path(args.file), as_json=args.json, png=Path(args.picture) if args.picture else None)
+    return DONE
+
+
+def chat(args: argparse.Namespace) -> int:
+    """`omni chat`."""
+    from omni_model import cli  # needs torch
+
+    gpt, tokenizer = models.talker(args.gpt, args.tokenizer)
+
+    cli.chat(
+        gpt,
+        tokenizer,
+        prompt=args.prompt,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        seed=args.seed,
+        as_json=args.json,
+    )
     return DONE
 
 
@@ -108,9 +127,10 @@ def parser() -> argparse.ArgumentParser:
         "plan",
         verbs.show_plan,
         "say what a run would do, and why, without doing it",
-        "  omni plan\n  omni plan demo --set pretrain.steps=800 --json",
+        "  omni plan\n  omni plan demo --set lessons.max_steps=800 --json\n  omni plan base-d20 --card 5090",
     )
     recipe(sub)
+    sub.add_argument("--card", choices=sorted(CARDS), help="predict for this card: hours, memory and disk")
     as_json(sub)
     sub = verb(
         "why",
@@ -162,6 +182,18 @@ def _model_verbs(
     sub.add_argument("--picture", metavar="OUT.png", help="also draw its mel spectrogram")
     as_json(sub)
     sub = verb(
+        "chat",
+        chat,
+        "talk in the terminal with a model that has learned to",
+        '  omni chat\n  omni chat --prompt "Who are you?"\n  omni chat --temperature 0',
+    )
+    sub.add_argument("--prompt", help="ask this, print the answer and end")
+    sub.add_argument("--temperature", type=float, default=0.6, help="0: the likeliest token; default 0.6")
+    sub.add_argument("--top-k", type=int, default=50, help="draw from that many tokens at most; default 50")
+    sub.add_argument("--seed", type=int, default=0, help="of what is drawn; default 0")
+    _which_model(sub)
+    as_json(sub)
+    sub = verb(
         "import-nanochat",
         nanochat.import_nanochat,
         "make artifacts of a model that nanochat trained, and of its tokenizer",
@@ -184,13 +216,15 @@ def _model_verbs(
         "  omni export-nanochat out --gpt runs/pretrain_gpt/KEY --tokenizer runs/train_tokenizer/KEY",
     )
     sub.add_argument("out", help="a new or empty directory, to be nanochat's base directory")
+    _which_model(sub)
+    as_json(sub)
+
+
+def _which_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--gpt", metavar="DIR", help="a finished artifact; default the latest run's, and its tokenizer"
     )
-    sub.add_argument(
-        "--tokenizer", metavar="DIR", help="a finished artifact; without it, --gpt exports weights"
-    )
-    as_json(sub)
+    sub.add_argument("--tokenizer", metavar="DIR", help="a finished artifact; goes with --gpt")
 
 
 if __name__ == "__main__":

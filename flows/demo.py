@@ -6,14 +6,14 @@ from tasks.judging import build_benchmark, map_embeddings, score_benchmark, writ
 from tasks.listening import align_projector, finetune_lora
 from tasks.sound import extract_features, pretrain_encoder, synthesize_speech, synthesize_texture
 from tasks.stage import Runner
-from tasks.text import pretrain_gpt, train_tokenizer, write_corpus
+from tasks.text import learn_lessons, train_tokenizer, write_corpus
 
 
 def demo(run: Runner, recipe: DemoRecipe) -> Report:
     """Text and sound are prepared side by side, meet in the projector, and are judged on held-out voices."""
     text = run(write_corpus, recipe.text)
     tokenizer = run(train_tokenizer, recipe.tokenizer, text)
-    gpt = run(pretrain_gpt, recipe.pretrain, text, tokenizer)
+    gpt = run(learn_lessons, recipe.lessons, text, tokenizer)
 
     sounds = run(synthesize_texture, recipe.texture)
     speech = run(synthesize_speech, recipe.speech)

@@ -105,6 +105,11 @@ def send_logs() -> None:
 
 smoke = as_flow(RECIPES["smoke"], LogListener())
 demo = as_flow(RECIPES["demo"], LogListener())
+base_tiny = as_flow(RECIPES["base-tiny"], LogListener())
+base_d12 = as_flow(RECIPES["base-d12"], LogListener())
+base_d20 = as_flow(RECIPES["base-d20"], LogListener())
+base_d26 = as_flow(RECIPES["base-d26"], LogListener())
+base_folder = as_flow(RECIPES["base-folder"], LogListener())
 folder = as_flow(RECIPES["folder"], LogListener())
 librispeech = as_flow(RECIPES["librispeech"], LogListener())
 cosyvoice = as_flow(RECIPES["cosyvoice"], LogListener())

@@ -11,23 +11,22 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import omni_model
 from flows import runs
 from flows.display import display
+from flows.models import artifact_at, newest
 from flows.planning import text_table
-from omni_model.artifacts import Artifact, GptCheckpoint, Manifest, TokenizerFiles, sha256_file
+from omni_model.artifacts import Artifact, GptCheckpoint, TokenizerFiles, sha256_file
 from omni_model.config import BadInput, GptImportRecipe, OutsideFile, Runtime, TokenizerImportRecipe
-from omni_model.storage import Store, damages, default_root, open_store
+from omni_model.storage import default_root, open_store
 from tasks.execute import Executor, Outcome
 from tasks.fingerprint import CodeBase
 from tasks.identity import Identifier
 from tasks.planner import Planner
 from tasks.stage import H, P, Runner, stage_of
 from tasks.text import import_gpt, import_tokenizer
-
-A = TypeVar("A", bound=Artifact)
 
 
 def bring_in(run: Runner, gpt: GptImportRecipe, tokenizer: TokenizerImportRecipe) -> GptCheckpoint:
@@ -143,38 +142,3 @@ def export_nanochat(args: argparse.Namespace) -> int:
     if tokenizer is None:
         print("weights only: nanochat also needs their tokenizer, exported with --tokenizer", file=sys.stderr)
     return 0
-
-
-def artifact_at(directory: str, kind: type[A]) -> A:
-    """The finished artifact in a directory.
-
-    Raises:
-        BadInput: there is none, it is of another kind, or it is damaged.
-    """
-    path = Path(directory).absolute()
-    try:
-        manifest = Manifest.read(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"{path} is not a finished artifact: it has no manifest.json") from None
-    handle = kind.from_manifest(manifest, path)
-    if found := damages(path, manifest, trust=True):
-        raise BadInput(f"{found[0]}; make the artifact again")
-    return handle
-
-
-def newest(store: Store, kind: type[A]) -> A:
-    """The last artifact of a kind that the latest run made or reused.
-
-    Raises:
-        BadInput: there was no run yet, or none that makes this kind.
-    """
-    latest = store.root / "latest"
-    if not (latest / "summary.json").exists():
-        raise BadInput(f"there was no run in {store.url} yet; omni run makes one, or name a model with --gpt")
-    for row in reversed(runs.read_rows(latest)):
-        stage = row.name.partition(":")[0]
-        manifest = store.find(stage, row.key)
-        if manifest is not None and issubclass(Artifact.kinds[manifest.handle], kind):
-            store.fetch(stage, row.key)
-            return artifact_at(str(store.directory(stage, row.key)), kind)
-    raise BadInput(f"the latest run in {store.url} made no {kind.__name__}; name a model with --gpt")

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import sound
+from flows import base, sound
 from flows.demo import demo
 from flows.smoke import smoke
 from omni_model import hardware
-from omni_model.artifacts import Report, sha256_text
+from omni_model.artifacts import Report, sha256_file, sha256_text
 from omni_model.config import (
     BadInput,
+    BaseClimbMixRecipe,
+    BaseFolderRecipe,
+    BaseTinyRecipe,
+    CoreBundleRecipe,
     CosyVoiceRunRecipe,
+    DeepRecipe,
     DemoRecipe,
     FeatureRecipe,
     FolderRecipe,
@@ -23,9 +28,12 @@ from omni_model.config import (
     LibriSpeechRunRecipe,
     OutsideFolder,
     PretrainedEncoderRecipe,
+    PublicSetsRecipe,
     Runtime,
     SmokeRecipe,
+    TextFolderRecipe,
 )
+from omni_model.config.depth import derive
 from omni_model.outside import digest_folder, hash_folder
 from omni_model.plain import nearest, override
 from omni_model.storage import Store
@@ -50,6 +58,11 @@ RECIPES: dict[str, Run] = {
     for run in (
         Run("demo", demo, DemoRecipe(), Runtime()),
         Run("smoke", smoke, SmokeRecipe(), Runtime()),
+        Run("base-tiny", base.base_tiny, BaseTinyRecipe(), Runtime()),
+        Run("base-d12", base.base, BaseClimbMixRecipe(depth=12), Runtime(wandb="auto")),
+        Run("base-d20", base.base, BaseClimbMixRecipe(depth=20), Runtime(wandb="auto")),
+        Run("base-d26", base.base, BaseClimbMixRecipe(depth=26), Runtime(wandb="auto")),
+        Run("base-folder", base.base_folder, BaseFolderRecipe(), Runtime(wandb="auto")),
         Run("folder", sound.folder, FolderRunRecipe(), Runtime()),
         Run("librispeech", sound.librispeech, LibriSpeechRunRecipe(), Runtime()),
         Run("cosyvoice", sound.cosyvoice, CosyVoiceRunRecipe(), Runtime()),
@@ -80,10 +93,11 @@ def resolve(name: str, settings: list[str]) -> Run:
 
 
 def settle(run: Run, store: Store) -> Run:
-    """The run with every open value of its recipe filled in from this machine, so that it can have keys.
+    """The run with every open value of its recipe filled in, so that it can have keys.
 
-    A feature dtype `auto` becomes what this processor is fast in; a folder of the user's (recordings,
-    scripts, parquet files) gets its digest, and an encoder in one of theirs the sha256 of its weights.
+    What follows from `depth` is derived; a dtype `auto` becomes what this machine is fast in; a folder of
+    the user's (recordings, texts, scripts, data sets) gets its digest, and an encoder in one of theirs the
+    sha256 of its weights.
 
     Raises:
         BadInput: a folder is not named, not there or not readable.
@@ -92,26 +106,39 @@ def settle(run: Run, store: Store) -> Run:
 
 
 def _settled(value: Any, root: Path) -> Any:
-    if isinstance(value, FolderRecipe) and not value.folder.path:
-        raise BadInput("no folder was named; give yours with --set recordings.folder.path=DIR")
+    if isinstance(value, DeepRecipe):
+        value = derive(value)
+    if isinstance(value, (FolderRecipe, TextFolderRecipe)) and not value.folder.path:
+        field = "recordings" if isinstance(value, FolderRecipe) else "texts"
+        raise BadInput(f"no folder was named; give yours with --set {field}.folder.path=DIR")
     if isinstance(value, OutsideFolder) and value.path:
-        folder = Path(value.path).expanduser().absolute()
-        return OutsideFolder(digest_folder(folder, _memory(folder, root)), str(folder))
+        folder = _place(value.path)
+        return OutsideFolder(_digest(folder, root), str(folder))
     if isinstance(value, PretrainedEncoderRecipe) and value.place and not value.sha256:
-        folder = Path(value.place).expanduser().absolute()
+        folder = _place(value.place)
         files = hash_folder(folder, _memory(folder, root))
         sha256 = next((file.sha256 for file in files if file.path == WEIGHTS), "")  # sharded: pinned later
         return dataclasses.replace(value, place=str(folder), sha256=sha256)
-    if isinstance(value, LibriSpeechRecipe) and value.form == "parquet" and value.place:
-        folder = Path(value.place).expanduser().absolute()
-        digest = digest_folder(folder, _memory(folder, root))
-        return dataclasses.replace(value, place=str(folder), digest=digest)
-    if isinstance(value, FeatureRecipe) and value.dtype == "auto":
-        return dataclasses.replace(value, dtype=hardware.fast_dtype())
+    parquet = isinstance(value, LibriSpeechRecipe) and value.form == "parquet"
+    if (parquet or isinstance(value, (PublicSetsRecipe, CoreBundleRecipe))) and value.place:
+        place = _place(value.place)
+        return dataclasses.replace(value, place=str(place), digest=_digest(place, root))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _settled(getattr(value, f.name), root) for f in dataclasses.fields(value)}
+        if fields.get("dtype") == "auto":
+            reads = isinstance(value, FeatureRecipe)
+            fields["dtype"] = hardware.fast_dtype() if reads else hardware.training_dtype()
         return dataclasses.replace(value, **fields)
     return value
+
+
+def _place(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _digest(place: Path, root: Path) -> str:
+    """Of a folder's files, or of one file."""
+    return sha256_file(place) if place.is_file() else digest_folder(place, _memory(place, root))
 
 
 def _memory(folder: Path, root: Path) -> Path:

@@ -62,7 +62,7 @@ def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manif
     made = next(manifest for manifest in manifests if manifest.handle == Report.__name__)
     store.fetch(made.stage, made.key)
     page = store.directory(made.stage, made.key) / "out" / "report.html"
-    write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, wall_s)))
+    write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, manifests, wall_s)))
     summary = {
         "schema": SCHEMA,
         "recipe": recipe,
@@ -87,20 +87,38 @@ def audiobench_mini(store: Store, manifests: list[Manifest]) -> dict[str, Any] |
     return None
 
 
-def provenance(rows: list[StageRow], wall_s: float) -> str:
-    """The run's stages as an HTML table."""
+def provenance(rows: list[StageRow], manifests: list[Manifest], wall_s: float) -> str:
+    """The run's stages, what they cost, on what they ran and with which recipes, as HTML."""
     lines = "".join(
         f"<tr><td>{html.escape(r.name)}</td><td>{r.status}</td><td class=number>{r.seconds:.1f} s</td>"
         f"<td>{html.escape(r.figure)}</td><td><code>{r.key[:8]}</code></td></tr>"
         for r in rows
     )
+    recipes = {row.name: made.components.get("recipe") for row, made in zip(rows, manifests, strict=True)}
+    told = html.escape(json.dumps(recipes, indent=1))
     return (
         "<section id=provenance><h2>How this run was made</h2>"
         f"<p>{len(rows)} stages, {wall_s:.0f} s of wall time. Seconds are the time each stage took to "
-        "compute, also where an earlier result was reused.</p>"
+        f"compute, also where an earlier result was reused. {html.escape(_cost(rows, manifests))}</p>"
         "<div class=scroll><table>"
         "<thead><tr><th>stage</th><th>status</th><th>time</th><th>figure</th><th>key</th></tr>"
-        f"</thead><tbody>{lines}</tbody></table></div></section>"
+        f"</thead><tbody>{lines}</tbody></table></div>"
+        f"<details><summary>Every recipe</summary><pre>{told}</pre></details></section>"
+    )
+
+
+def _cost(rows: list[StageRow], manifests: list[Manifest]) -> str:
+    """How long which machine computed, what was reused of it, and the most memory that a stage took."""
+    spent: dict[str, float] = {}
+    for made in manifests:
+        name = made.versions.get("machine", "a machine that was not noted")
+        spent[name] = spent.get(name, 0.0) + made.timings["seconds"]
+    reused = sum(row.seconds for row in rows if row.status == "reused")
+    peak = max(made.timings["peak_memory_bytes"] for made in manifests) / 2**30
+    machines = "; ".join(f"{took / 60:.1f} min on {name}" for name, took in spent.items())
+    return (
+        f"Computing took {machines}; {reused / 60:.1f} min of it were reused. "
+        f"The largest stage took {peak:.1f} GiB."
     )
 
 

@@ -10,7 +10,16 @@ import time
 from pathlib import Path
 
 from flows import recipes, runs
-from flows.planning import nothing_to_do, plan, plan_rows, plan_summary, seconds, text_table
+from flows.planning import (
+    foresee,
+    nothing_to_do,
+    plan,
+    plan_json,
+    plan_rows,
+    plan_summary,
+    seconds,
+    text_table,
+)
 from omni_model.artifacts import Manifest
 from omni_model.config import BadInput
 from omni_model.plain import nearest
@@ -104,11 +113,13 @@ def show_plan(args: argparse.Namespace) -> int:
     """`omni plan`."""
     chosen, store = _resolve(args)
     steps, _ = plan(chosen, store)
+    forecasts = foresee(steps, args.card, store, chosen.runtime) if args.card else None
     if args.json:
-        print(json.dumps([step.to_json() for step in steps], indent=1))
+        print(json.dumps(plan_json(steps, forecasts), indent=1))
         return DONE
-    print(text_table(["", "stage", "status", "key", "earlier run", "why"], plan_rows(steps)))
-    print(f"\n{plan_summary(steps)}")
+    head = ["", "stage", "status", "key", "prediction" if args.card else "earlier run", "why"]
+    print(text_table(head, plan_rows(steps, forecasts)))
+    print(f"\n{plan_summary(steps, forecasts)}")
     return DONE
 
 

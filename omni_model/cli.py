@@ -1,11 +1,17 @@
 """The verbs of `omni` that need a model, in this process. `flows/cli.py` hands over to them lazily."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +20,18 @@ from omni_model.audio.readout import Heard
 from omni_model.audio.readout import listen as hear
 from omni_model.config import BadInput
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from omni_model.serving.engine import Engine
+    from omni_model.serving.talk import Talk
+
 PICTURE_COLUMNS = 100
+UNPRINTABLE = "\ufffd"
+HELP = """Write something and press Enter. Ctrl-C stops an answer; pressed again it leaves.
+/new   begin a new conversation
+/back  take back the last question and its answer
+/quit  leave"""
 
 
 def listen(file: Path, *, as_json: bool, png: Path | None) -> None:
@@ -131,3 +148,148 @@ def _write_tokenizer(tokenizer: TokenizerFiles, directory: Path) -> None:
     (directory / "tokenizer.pkl").write_bytes(pickle_ranks(ranks))
     num_bytes = [len(token) for token in sorted(ranks, key=lambda token: ranks[token])]
     write_token_bytes(num_bytes + [0] * len(SPECIAL_TOKENS), directory / "token_bytes.pt")
+
+
+# --- chat ----------------------------------------------------------------------------------------
+
+
+def chat(
+    gpt: GptCheckpoint,
+    tokenizer: TokenizerFiles,
+    *,
+    prompt: str | None,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Talk with a model in the terminal; with `prompt` print its answer alone, or as JSON how long it is too.
+
+    Raises:
+        BadInput: model, tokenizer and settings do not go together, or the prompt is empty or too long.
+    """
+    if prompt is None and as_json:
+        raise BadInput("--json prints one answer; say with --prompt what is to be answered")
+    if prompt is not None and not prompt.strip():
+        raise BadInput("--prompt is empty; say what is to be answered")
+    from omni_model.serving.sampling import Sampling
+    from omni_model.serving.talk import Talk, spoken
+
+    try:
+        talk = Talk(_engine(gpt, tokenizer), Sampling(temperature, top_k, seed))
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    if prompt is None:
+        _talk_in_terminal(talk)
+        return
+    words = (text for text, is_tool in spoken(talk.ask(prompt), talk.tokenizer) if not is_tool)
+    if as_json:
+        answer = "".join(words)
+        print(json.dumps({"answer": answer, "tokens": talk.num_tokens, "stopped": talk.stopped}))
+        return
+    for text in words:
+        print(_safe(text), end="", flush=True)
+    print()
+
+
+def _engine(gpt: GptCheckpoint, tokenizer: TokenizerFiles) -> "Engine":
+    """On this machine's card, where it has one."""
+    from omni_model import hardware
+    from omni_model.model.weights import load_gpt
+    from omni_model.serving.engine import Engine
+    from omni_model.text.tokenizer import load_tokenizer
+
+    device = hardware.device()
+    model = load_gpt(gpt.out, hardware.compute_dtype(device))
+    return Engine(model.to(device).eval(), load_tokenizer(tokenizer.out))
+
+
+def _safe(text: str) -> str:
+    """A model's words without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else UNPRINTABLE for letter in text)
+
+
+def _talk_in_terminal(talk: "Talk") -> None:
+    """Questions from standard input, a line each, until it ends; prompts and hints only where a person is."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # input() lets a line be edited from now on
+        console.out(
+            f"{talk.engine.gpt.num_params():,} parameters, {talk.capacity:,} tokens; /help", style="dim"
+        )
+    with contextlib.suppress(KeyboardInterrupt):
+        while (line := _next_line()) != "/quit":
+            if line.startswith("/"):
+                console.out(_obey(talk, line), style="dim")
+            elif line:
+                _answer(talk, line, console)
+
+
+def _obey(talk: "Talk", command: str) -> str:
+    """Do what a command says; returns what to tell."""
+    if command == "/help":
+        return HELP
+    if command == "/new":
+        talk.begin()
+        return "a new conversation"
+    if command == "/back":
+        return "taken back" if talk.go_back() else "there is nothing to take back"
+    return f"{_printable(command)} is no command; /help lists them"
+
+
+def _next_line() -> str:
+    """What is said next; at the end of the input, or where Ctrl-C was pressed, /quit."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            print()
+        return "/quit"
+
+
+def _answer(talk: "Talk", question: str, console: "Console") -> None:
+    """Print the answer as it comes, tool calls in a fainter hand."""
+    from omni_model.serving.talk import spoken
+
+    if talk.is_full(question):
+        console.out("the conversation is full; a new one begins", style="dim")
+        talk.begin()
+    with _stoppable() as pressed:
+
+        def tokens() -> Iterator[int]:
+            for token in talk.ask(question):
+                yield token
+                if pressed.is_set():
+                    return
+
+        try:
+            for text, is_tool in spoken(tokens(), talk.tokenizer):
+                console.out(_safe(text), end="", style="dim" if is_tool else None)
+        except BadInput as error:
+            console.out(str(error), style="yellow")
+        else:
+            console.out(
+                "" if talk.stopped else " (stopped)" if pressed.is_set() else " (cut off)", style="dim"
+            )
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """While the block lasts Ctrl-C sets the event, so that no step is cut in two; pressed again it leaves."""
+    pressed = threading.Event()
+
+    def press(number: int, frame: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

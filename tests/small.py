@@ -1,4 +1,4 @@
-"""The demo made small: the same stages and graph in a fraction of the time."""
+"""The demo and base-tiny made small: the same stages and graphs in a fraction of the time."""
 
 SETTINGS = (
     "texture.clips.train=60",
@@ -14,12 +14,13 @@ SETTINGS = (
     "encoder.shape.num_heads=2",
     "encoder.steps=10",
     "text.num_documents=2000",
-    "pretrain.max_steps=30",
-    "pretrain.last_lesson_steps=10",
-    "pretrain.min_accuracy=0.01",
-    "pretrain.lesson_accuracy=0.01",
-    "pretrain.gpt.n_embd=48",
-    "pretrain.gpt.n_layer=2",
+    "lessons.max_steps=30",
+    "lessons.last_lesson_steps=10",
+    "lessons.min_accuracy=0.01",
+    "lessons.lesson_accuracy=0.01",
+    "lessons.settling_accuracy=0.01",
+    "lessons.gpt.n_embd=48",
+    "lessons.gpt.n_layer=2",
     "align.steps=10",
     "lora.steps=10",
     "benchmark.words=12",
@@ -34,3 +35,39 @@ SETTINGS = (
 def demo(*more: str) -> list[str]:
     """Arguments that make a verb work on the small demo."""
     return ["demo", *(word for setting in (*SETTINGS, *more) for word in ("--set", setting))]
+
+
+BASE_SETTINGS = (
+    "text.num_documents=2000",
+    "text.validation_documents=200",
+    "lessons.max_steps=30",
+    "lessons.last_lesson_steps=10",
+    "lessons.min_accuracy=0.01",
+    "lessons.lesson_accuracy=0.01",
+    "lessons.settling_accuracy=0.01",
+    "lessons.gpt.n_layer=2",
+    "lessons.gpt.n_embd=48",
+    "pretrain.gpt.n_layer=2",
+    "pretrain.gpt.n_embd=48",
+    "pretrain.gpt.sequence_len=128",
+    "pretrain.steps=12",
+    "pretrain.validate_every=6",
+    "pretrain.sample_every=6",
+    "pretrain.validation_tokens=1024",
+    "evaluation.split_tokens=1024",
+    "core.items_per_task=4",
+    "sets.train_rows=200",
+    "sets.test_rows=8",
+    "conversations.smoltalk_rows=100",
+    "conversations.mmlu_rows=100",
+    "conversations.arc_rows=50",
+    "conversations.gsm8k_rows=50",
+    "conversations.identity_rows=20",
+    "chat_evaluation.bootstrap_draws=200",
+    "chat_evaluation.max_answer_tokens=8",
+)
+
+
+def base_tiny(*more: str) -> list[str]:
+    """Arguments that make a verb work on the small base-tiny."""
+    return ["base-tiny", *(word for setting in (*BASE_SETTINGS, *more) for word in ("--set", setting))]

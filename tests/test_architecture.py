@@ -19,6 +19,7 @@ SECOND_FLOOR = {
     "hardware",
     "telemetry",
     "downloads",
+    "workers",
 }
 VOCABULARY = {f"omni_model.{name}" for name in FIRST_FLOOR | SECOND_FLOOR}
 # Inside omni_model, a room knows the rooms on lower floors, and its own.

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench import commands, gpt, sound
+from tests.bench import commands, gpt, sound, text
 from tests.bench.measure import table
 
 
@@ -19,8 +19,9 @@ def main() -> int:
     looking.add_argument("--rounds", type=int, default=9)
     gpt.add_arguments(benches.add_parser("gpt", help="our GPT beside nanochat's"))
     sound.add_arguments(benches.add_parser("sound", help="from sound to features, and reading them"))
+    text.add_arguments(benches.add_parser("text", help="rows of text for training, and what training adds"))
     arguments = parser.parse_args()
-    others = {"gpt": gpt.measure, "sound": sound.measure}
+    others = {"gpt": gpt.measure, "sound": sound.measure, "text": text.measure}
     name = arguments.name
     record = others[name](arguments) if name in others else _commands(arguments.rounds)
     path = Path(__file__).resolve().parents[2] / "runs" / "bench" / f"{name}.json"
