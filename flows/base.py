@@ -71,5 +71,5 @@ def _chat(
     chat = run(tune_chat, recipe.chat, gpt, tokenizer, conversations, text)
     chat_scores = run(evaluate_chat, recipe.chat_evaluation, chat, tokenizer, sets)
 
-    models = (gpt, chat, text, tokenizer, conversations)
-    return run(write_base_report, recipe.report, base_scores, chat_scores, *models)
+    told = (base_scores, chat_scores, gpt, chat, tokenizer, conversations)
+    return run(write_base_report, recipe.report, *told)

@@ -58,7 +58,8 @@ RECIPES: dict[str, Run] = {
     for run in (
         Run("demo", demo, DemoRecipe(), Runtime()),
         Run("smoke", smoke, SmokeRecipe(), Runtime()),
-        Run("base-tiny", base.base_tiny, BaseTinyRecipe(), Runtime()),
+        # One stage after the other: each gets both cores of a laptop.
+        Run("base-tiny", base.base_tiny, BaseTinyRecipe(), Runtime(threads=2, parallel_stages=1)),
         Run("base-d12", base.base, BaseClimbMixRecipe(depth=12), Runtime(wandb="auto")),
         Run("base-d20", base.base, BaseClimbMixRecipe(depth=20), Runtime(wandb="auto")),
         Run("base-d26", base.base, BaseClimbMixRecipe(depth=26), Runtime(wandb="auto")),

@@ -48,9 +48,9 @@ def stage_row(step: Step, manifest: Manifest, computed: bool) -> StageRow:
 
 
 def _short(value: Any) -> str:
-    return (
-        f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manifests: list[Manifest]) -> Path:

@@ -165,7 +165,6 @@ def write_base_report(
     chat_scores: ChatScores,
     gpt: GptCheckpoint,
     chat: GptCheckpoint,
-    text: TextCorpus,
     tokenizer: TokenizerFiles,
     conversations: Conversations,
 ) -> Report:

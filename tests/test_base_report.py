@@ -12,7 +12,6 @@ from omni_model.artifacts import (
     ChatScores,
     Conversations,
     GptCheckpoint,
-    TextCorpus,
     TokenizerFiles,
 )
 from omni_model.config import ReportRecipe, Runtime
@@ -94,7 +93,6 @@ def inputs(tmp_path: Path) -> tuple[Any, ...]:
             **shape,
         ),
         place(GptCheckpoint, tmp_path / "chat", learned, **shape),
-        place(TextCorpus, tmp_path / "text", {}, num_documents=24_000, num_bytes=10),
         place(TokenizerFiles, tmp_path / "tokenizer", {}, vocab_size=1024),
         place(Conversations, tmp_path / "conversations", {}, num_conversations=5_000),
     )

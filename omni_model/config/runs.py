@@ -170,7 +170,9 @@ class BaseTinyRecipe(BaseRecipe):
         smoltalk_rows=6_000, mmlu_rows=6_000, arc_rows=3_000, gsm8k_rows=3_000, identity_rows=500
     )
     chat: ChatRecipe = ChatRecipe(
-        batch_tokens=2048, rates=LearningRates(matrix=0.4, embedding=0.16, unembedding=0.064, scalar=8.0)
+        epochs=1.5,
+        batch_tokens=2048,
+        rates=LearningRates(matrix=0.4, embedding=0.16, unembedding=0.064, scalar=8.0),
     )
     chat_evaluation: ChatEvaluationRecipe = ChatEvaluationRecipe(max_answer_tokens=96)
     report: ReportRecipe = ReportRecipe(title="nanochat-omni base-tiny")

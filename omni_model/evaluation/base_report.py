@@ -17,7 +17,6 @@ from omni_model.artifacts import (
     Checkpoint,
     Conversations,
     GptCheckpoint,
-    TextCorpus,
     TokenizerFiles,
     sha256_text,
 )
@@ -48,7 +47,6 @@ def write_base_report(
     chat_scores: ChatScores,
     gpt: GptCheckpoint,
     chat: GptCheckpoint,
-    text: TextCorpus,
     tokenizer: TokenizerFiles,
     conversations: Conversations,
     *,
@@ -69,7 +67,6 @@ def write_base_report(
         ("parameters", f"{gpt.num_parameters / 1e6:,.1f} M"),
         ("text read", f"{training['tokens'] / 1e6:,.1f} M tokens"),
         ("vocabulary", f"{tokenizer.vocab_size:,}"),
-        ("documents", f"{text.num_documents:,}"),
         ("conversations", f"{conversations.num_conversations:,}"),
         ("work", f"{training['tokens'] * training['flops_per_token']:.2g} FLOPs"),
     ]
@@ -161,13 +158,11 @@ def _writing(gpt: GptCheckpoint, continuations: Sequence[Mapping[str, str]]) -> 
         written = [sample for sample in samples if sample["prompt"] == prompt]
         lines = "".join(
             f'<p class="note">after {sample["step"]:,} steps</p>'
-            f'<p class="ask"><b>{escape(prompt)}</b>{escape(sample["text"])}</p>'
+            f"<p><b>{escape(prompt)}</b>{escape(sample['text'])}</p>"
             for sample in written
         )
         cards.append(page.card(prompt, "", lines, "item"))
-    rest = "".join(
-        f'<p class="ask"><b>{escape(one["prompt"])}</b>{escape(one["text"])}</p>' for one in continuations
-    )
+    rest = "".join(f"<p><b>{escape(one['prompt'])}</b>{escape(one['text'])}</p>" for one in continuations)
     return page.section(
         "What it writes",
         "The likeliest token each time; bold is what it was given.",
@@ -189,7 +184,7 @@ def _chatting(
         cards.append(page.card(name, f"{task['n']:,} items", drawn))
     shown = "".join(_answer_card(answer) for answer in choose_answers(answers, count))
     talks = "".join(
-        f'<p class="ask"><b>{escape(sample["prompt"])}</b></p><p class="note">{escape(sample["text"])}</p>'
+        f"<p><b>{escape(sample['prompt'])}</b></p><p>{escape(sample['text'])}</p>"
         for sample in _last_of_each(_read(chat.out / "samples.json"))
     )
     return page.section(

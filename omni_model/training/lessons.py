@@ -211,6 +211,7 @@ class Pretraining(Objective):
         if self._is_settling():
             length = self.recipe.last_lesson_steps
             multiplier *= lr_multiplier(min(step - self.opened[-1], length), length, 0, 0.8)
+            multiplier *= 0.5 ** (len(self.opened) - len(LESSONS) - 1)  # a later attempt disturbs less
         set_lr(self.optimizer, multiplier)
 
     def loss(self, step: int) -> Tensor:
