@@ -1,8 +1,8 @@
-"""Kills at random: `python -m tests.soak [--kills N] [--seed S]`. CI does not run this.
+"""Kills at random: `python -m tests.soak [RECIPE] [--kills N] [--seed S]`. CI does not run this.
 
-Runs the small demo from an empty store and, again and again at random moments, kills either the command or
-the process of a stage with SIGKILL until nothing is left to compute; then compares every payload with those
-of a run that nobody disturbed, and begins with a new store.
+Runs the small demo, or the small base-tiny, from an empty store and, again and again at random moments, kills
+either the command or the process of a stage with SIGKILL until nothing is left to compute; then compares
+every payload with those of a run that nobody disturbed, and begins with a new store.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from tests.test_runs import environment, payloads, processes_on
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_WAIT_S = 25.0
+RECIPES = {"demo": small.demo, "base-tiny": small.base_tiny}
 
 
-def start(store: Path) -> subprocess.Popen[bytes]:
+def start(store: Path, recipe: str) -> subprocess.Popen[bytes]:
     """The run, as a process of its own."""
-    words = [sys.executable, "-m", "flows.cli", "run", *small.demo("runtime.checkpoint_every_s=0.2")]
+    words = [sys.executable, "-m", "flows.cli", "run", *RECIPES[recipe]("runtime.checkpoint_every_s=0.2")]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(words, cwd=ROOT, env=environment(store), stdout=quiet, stderr=quiet)
 
@@ -40,9 +41,9 @@ def stages(store: Path) -> list[int]:
     ]
 
 
-def disturb(store: Path, rng: random.Random) -> str:
+def disturb(store: Path, recipe: str, rng: random.Random) -> str:
     """Start the run, kill something after a random while, and say what; nothing if it ended by itself."""
-    run = start(store)
+    run = start(store, recipe)
     time.sleep(rng.uniform(0, LONGEST_WAIT_S))
     if run.poll() is not None:
         return ""
@@ -61,22 +62,23 @@ def disturb(store: Path, rng: random.Random) -> str:
 def main() -> int:
     """Disturb until nothing is left to compute, compare, begin again. Returns 0 if nothing ever differed."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", nargs="?", default="demo", choices=sorted(RECIPES))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     kills, bad = 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        start(Path(scratch) / "quiet").wait()
+        start(Path(scratch) / "quiet", arguments.recipe).wait()
         expected = payloads(Path(scratch) / "quiet")
         for number in itertools.count():
             store = Path(scratch) / f"disturbed-{number}"
-            while kills < arguments.kills and (told := disturb(store, rng)):
+            while kills < arguments.kills and (told := disturb(store, arguments.recipe, rng)):
                 kills += 1
                 bad += "stayed behind" in told
                 finished = len(list(store.glob("*/*/manifest.json")))
                 print(f"kill {kills}: {told}; {finished} stages finished", flush=True)
-            code = start(store).wait()
+            code = start(store, arguments.recipe).wait()
             differing = {name for name, _ in set(expected.items()) ^ set(payloads(store).items())}
             print(
                 f"ended with code {code}; {len(differing)} payload files differ",

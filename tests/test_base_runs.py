@@ -1,18 +1,13 @@
-"""The text half as a person uses it: base-tiny made small, a chat, a kill, texts of one's own."""
+"""The text half as a person uses it: base-tiny made small, a chat, texts of one's own."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import small
-from tests.test_runs import ROOT, environment, omni, payloads
+from tests.test_runs import omni
 
 CHAT_SIDE = {"tune_chat", "evaluate_chat", "write_base_report"}
 
@@ -62,20 +57,6 @@ def test_the_newest_chat_model_answers(store: Path) -> None:
     assert refused.returncode == 2
     assert "no model in" in refused.stderr
     assert "omni run base-tiny makes one" in refused.stderr
-
-
-def test_a_killed_run_ends_in_the_same_bytes(store: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "flows.cli", "run", *small.base_tiny("runtime.checkpoint_every_s=0.01")]
-    with subprocess.Popen(
-        words, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.DEVNULL, start_new_session=True
-    ) as running:
-        deadline = time.monotonic() + 120
-        while not any(tmp_path.glob("continue_gpt/*/partial/step-*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(running.pid, signal.SIGKILL)
-    run(tmp_path, *small.base_tiny())
-    assert payloads(tmp_path) == payloads(store)
 
 
 def test_texts_of_ones_own_are_judged_by_tasks_that_lie_here(store: Path, tmp_path: Path) -> None:
