@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from omni_model import hardware
+from omni_model import hardware, workers
 from omni_model.artifacts import Artifact, AudioCorpus, EncoderFiles, sha256_file
-from omni_model.audio import corpora, shards, workers
+from omni_model.audio import corpora, shards
 from omni_model.audio.encoder import Encoder, load_encoder
 from omni_model.audio.waveform import decode
 from omni_model.config import JSON, BadInput, FeatureRecipe, Runtime
