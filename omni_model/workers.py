@@ -64,7 +64,7 @@ class Worker:
         # Started in the folder that holds the package, so that it is found installed or not.
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=Path(__file__).resolve().parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             close_fds=False,  # the lease goes with it
