@@ -158,11 +158,13 @@ def _writing(gpt: GptCheckpoint, continuations: Sequence[Mapping[str, str]]) -> 
         written = [sample for sample in samples if sample["prompt"] == prompt]
         lines = "".join(
             f'<p class="note">after {sample["step"]:,} steps</p>'
-            f"<p><b>{escape(prompt)}</b>{escape(sample['text'])}</p>"
+            f"<p class=said><b>{escape(prompt)}</b>{escape(sample['text'])}</p>"
             for sample in written
         )
         cards.append(page.card(prompt, "", lines, "item"))
-    rest = "".join(f"<p><b>{escape(one['prompt'])}</b>{escape(one['text'])}</p>" for one in continuations)
+    rest = "".join(
+        f"<p class=said><b>{escape(one['prompt'])}</b>{escape(one['text'])}</p>" for one in continuations
+    )
     return page.section(
         "What it writes",
         "The likeliest token each time; bold is what it was given.",
@@ -184,7 +186,7 @@ def _chatting(
         cards.append(page.card(name, f"{task['n']:,} items", drawn))
     shown = "".join(_answer_card(answer) for answer in choose_answers(answers, count))
     talks = "".join(
-        f"<p><b>{escape(sample['prompt'])}</b></p><p>{escape(sample['text'])}</p>"
+        f"<p><b>{escape(sample['prompt'])}</b></p><p class=said>{escape(sample['text'])}</p>"
         for sample in _last_of_each(_read(chat.out / "samples.json"))
     )
     return page.section(

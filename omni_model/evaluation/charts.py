@@ -79,9 +79,9 @@ def _span(name: str, low: float, high: float, y: int) -> str:
 
 
 def _axis(chance: float, baseline: int) -> str:
+    name = f'<text class="axis middle" x="{_across(chance)}" y="{baseline}">chance</text>'
     return (
-        f'<text class="axis" x="0" y="{baseline}">0</text>'
-        f'<text class="axis middle" x="{_across(chance)}" y="{baseline}">chance</text>'
+        f'<text class="axis" x="0" y="{baseline}">0</text>{name if chance > 0.1 else ""}'
         f'<text class="axis middle" x="50%" y="{baseline}">50</text>'
         f'<text class="axis value" x="100%" y="{baseline}">100 %</text>'
     )
