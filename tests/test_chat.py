@@ -570,7 +570,7 @@ def test_a_tokenizer_of_another_model_is_refused(world: World, tmp_path: Path) -
     other = dataclasses.replace(world.tokenizer, vocab_size=300)
     with pytest.raises(BadInput, match="has 257 tokens and the tokenizer in .* 300"):
         tuned(world, tmp_path, tokenizer=other)
-    with pytest.raises(BadInput, match="chat.replay_share must be below 1"):
+    with pytest.raises(BadInput, match="ChatRecipe.replay_share must be below 1, not 1.0"):
         tuned(world, tmp_path, dataclasses.replace(RECIPE, replay_share=1.0))
     with pytest.raises(BadInput, match="batch_tokens 100 must be a multiple of 64"):
         tuned(world, tmp_path, dataclasses.replace(RECIPE, batch_tokens=100))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from omni_model.config.base import Recipe
+from omni_model.config.base import BadInput, Recipe
 from omni_model.config.sound import EncoderRecipe
 from omni_model.config.text import GptShape
 
@@ -110,6 +110,11 @@ class ChatRecipe(Recipe):
     constant_fraction: float = 0.5
     replay_share: float = 0.05
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replay_share >= 1:
+            raise BadInput(f"ChatRecipe.replay_share must be below 1, not {self.replay_share}")
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,6 @@ def tune_chat(
             f"the GPT in {gpt.uri} has {gpt.vocab_size} tokens and the tokenizer in {tokenizer.uri} "
             f"{tokenizer.vocab_size}; tune the GPT with the tokenizer it was trained with"
         )
-    if recipe.replay_share >= 1:
-        raise BadInput(f"chat.replay_share must be below 1, not {recipe.replay_share}")
     ranks, words = join_ranks(), load_tokenizer(tokenizer.out)
     model = load_gpt(gpt.out, settled_dtype(recipe.dtype))
     batch_tokens = recipe.batch_tokens or tokens_in_pretraining(gpt.out)
