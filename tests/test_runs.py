@@ -160,7 +160,7 @@ def test_comments_docstrings_formatting_and_telemetry_re_run_nothing(store: Path
 
 def test_a_later_field_at_its_old_meaning_re_runs_nothing(store: Path, tree: Path) -> None:
     learning = tree / "omni_model" / "config" / "learning.py"
-    edit(learning, "config.base import Recipe\n", "config.base import Recipe, added\n")
+    edit(learning, "config.base import BadInput, Recipe\n", "config.base import BadInput, Recipe, added\n")
     edit(
         learning,
         "    caption_share: float = 0.2\n",
