@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import omni_model
-from flows import foresight
+from flows import foresight, hearing_foresight
 from flows.cards import GIB, Card, Machine, find_card, speed
 from flows.foresight import Forecast
 from flows.foresight import seconds as seconds
@@ -25,7 +25,8 @@ MARKS = {CURRENT: "✓", WILL_RUN: "▸", UNDECIDED: "?"}
 PRETRAINING = ("pretrain_gpt", "continue_gpt")
 MODELS = (*PRETRAINING, "tune_chat")
 TOLD_REASONS = 4
-ON_A_CARD = (*MODELS, "evaluate_base", "evaluate_chat")
+HEARING = ("align_projector", "finetune_lora")
+ON_A_CARD = (*MODELS, "evaluate_base", "evaluate_chat", *HEARING)
 
 
 def plan(run: Run, store: Store) -> tuple[list[Step], Identifier]:
@@ -74,10 +75,11 @@ def _foresee(step: Step, card: Card, models: Sequence[Manifest], runtime: Runtim
 def _calculate(step: Step, card: Card, models: Sequence[Manifest], runtime: Runtime) -> Forecast:
     """From shapes and FLOPs, without looking for an earlier run of the stage itself."""
     name = step.stage.name
-    recipes = {edge: source.recipe for edge, source in zip(step.stage.inputs, step.inputs, strict=True)}
+    edges = step.stage.edges(len(step.inputs))
+    recipes = {edge: source.recipe for edge, source in zip(edges, step.inputs, strict=True)}
     shape, vocab_size = _shape_of(step)
     if name not in ON_A_CARD or shape is None or vocab_size is None:
-        size = foresight.disk_bytes(step.recipe)
+        size = foresight.disk_bytes(step.recipe) or hearing_foresight.disk_bytes(step.recipe, recipes)
         return Forecast(disk_bytes=size, kept_bytes=size)
     trained = speed(card, models, shape.n_layer)
     machine = Machine(card, trained, runtime.gpus if step.stage.distributed else 1, runtime.microbatch_rows)
@@ -85,6 +87,9 @@ def _calculate(step: Step, card: Card, models: Sequence[Manifest], runtime: Runt
         return foresight.pretraining(step.recipe, vocab_size, machine)
     if name == "tune_chat":
         return foresight.chat_tuning(step.recipe, shape, vocab_size, recipes["conversations"], machine)
+    if name in HEARING:
+        projector = recipes.get("projector", step.recipe).projector
+        return hearing_foresight.teaching(step.recipe, projector, shape, vocab_size, machine)
     if name == "evaluate_base":
         return foresight.base_evaluation(step.recipe, shape, vocab_size, recipes["core"], machine)
     return foresight.chat_evaluation(step.recipe, shape, vocab_size, recipes["sets"], machine)

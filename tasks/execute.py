@@ -3,12 +3,15 @@
 This is the only way an artifact comes to be, whether Prefect, a test or a notebook asks for it.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +69,7 @@ class Executor:
         self._runtime = runtime
         self._listener = listener
         self._slots = threading.BoundedSemaphore(runtime.parallel_stages)
+        self._collecting = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
         self.failure: Exception | None = None  # the first stage's that failed
@@ -74,7 +78,7 @@ class Executor:
         """The stage's key for these finished inputs."""
         stage.check(recipe, tuple(type(handle) for handle in inputs))
         digests: dict[str, str | None] = {
-            name: handle.digest for name, handle in zip(stage.inputs, inputs, strict=True)
+            name: handle.digest for name, handle in zip(stage.edges(len(inputs)), inputs, strict=True)
         }
         return self._identifier.identify(stage, recipe, digests)
 
@@ -96,7 +100,7 @@ class Executor:
         identity = self.identify(stage, recipe, inputs)
         outcome = self.find(stage, identity.key)
         if outcome is None:
-            with self._lease(stage, identity, label) as lease, self._slots:
+            with self._lease(stage, identity, label) as lease, self._room(stage):
                 outcome = self.find(stage, identity.key)  # another process may just have made it
                 if outcome is None:
                     outcome = self._attempt(stage, recipe, inputs, identity, label, lease)
@@ -108,6 +112,21 @@ class Executor:
         self._stopped.set()
         for child in list(self._children):
             _kill_group(child, signal.SIGKILL)
+
+    def _widened(self) -> Runtime:
+        """How a stage runs that has the machine to itself."""
+        threads = self._runtime.threads * self._runtime.parallel_stages
+        return dataclasses.replace(self._runtime, threads=threads, parallel_stages=1)
+
+    @contextlib.contextmanager
+    def _room(self, stage: Stage) -> Iterator[None]:
+        """One of the places for stages that compute; a wide stage takes all of them."""
+        with contextlib.ExitStack() as taken:
+            # Two wide stages that each held some places would wait for ever.
+            with self._collecting if stage.wide else contextlib.nullcontext():
+                for _ in range(self._runtime.parallel_stages if stage.wide else 1):
+                    taken.enter_context(self._slots)
+            yield
 
     def _lease(self, stage: Stage, identity: Identity, label: str) -> Any:
         return self._store.lease(
@@ -158,7 +177,7 @@ class Executor:
             recipe=recipe,
             inputs=inputs,
             seed=identity.seed,
-            runtime=self._runtime,
+            runtime=self._widened() if stage.wide else self._runtime,
             directory=directory,
         )
         self._listener.started(label)

@@ -98,7 +98,7 @@ class Planner:
 
     def _plan(self, stage: Stage, recipe: Any, inputs: tuple[Step, ...]) -> Step:
         stage.check(recipe, tuple(step.stage.makes for step in inputs))
-        digests = {name: step.digest for name, step in zip(stage.inputs, inputs, strict=True)}
+        digests = {name: step.digest for name, step in zip(stage.edges(len(inputs)), inputs, strict=True)}
         identity = self._identifier.identify(stage, recipe, digests)
         if None in digests.values():
             return self._plan_unkeyed(stage, recipe, inputs, identity)
@@ -145,11 +145,23 @@ class Planner:
 
 
 def label(step: Step, used_twice: bool) -> str:
-    """The name that the tables show: `extract_features:speech` where features are extracted twice."""
-    if not (used_twice and step.inputs):
-        return step.stage.name
-    subject = re.sub(r"^[a-z]+_", "", step.inputs[0].stage.name)
-    return f"{step.stage.name}:{subject}"
+    """The name that the tables show: `extract_features:speech` where features are extracted twice.
+
+    Uses are told apart by a field of the recipe, if it names one, else by what they are of.
+    """
+    subject = _told_by(step) or (_source(step) if step.inputs else "")
+    return f"{step.stage.name}:{subject}" if used_twice and subject else step.stage.name
+
+
+def _source(step: Step) -> str:
+    source = step.inputs[0]
+    while source.inputs and source.inputs[0].stage.makes is source.stage.makes:  # the same clips, changed
+        source = source.inputs[0]
+    return _told_by(source) or re.sub(r"^[a-z]+_", "", source.stage.name)
+
+
+def _told_by(step: Step) -> str:
+    return str(getattr(step.recipe, step.recipe.told_by)) if step.recipe.told_by else ""
 
 
 def _waits(step: Step, labels: dict[int, str]) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class PrefectRunner:
         """Submit one stage; the returned future stands for its handle."""
         recipe, *inputs = args
         stage, step = stage_of(task), next(self._steps)
-        named = dict(zip(stage.inputs, inputs, strict=True))
+        named = dict(zip(stage.edges(len(inputs)), inputs, strict=True))
         future = self._as_task(stage, recipe, step.label).submit(to_plain(recipe), named)
         self._futures.append((step, future))
         return cast(H, future)

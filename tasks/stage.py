@@ -1,10 +1,12 @@
 """What a stage is to the graph: a name, typed edges, and the function of `omni_model` that does the work.
 
-A task is declared as a signature. The recipe comes first, then one handle per input; the annotation of the
-result is the handle it makes. Flows pass the declared function to a runner, `run(task, recipe, *inputs)`,
-so a wrong edge is a type error before anything runs.
+A task is declared as a signature. The recipe comes first, then one handle per input, the last of which may
+be any number (`*features: FeatureShards`); the annotation of the result is the handle it makes. Flows pass
+the declared function to a runner, `run(task, recipe, *inputs)`, so a wrong edge is a type error before
+anything runs.
 """
 
+import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,34 +21,54 @@ H = TypeVar("H", bound=Artifact)
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as identity, the planner and the runners see it."""
+    """A stage as identity, the planner and the runners see it.
+
+    Attributes:
+        inputs: the names of its inputs, one each of `kinds`.
+        repeats: whether the last of them may be given any number of times, but once at least.
+    """
 
     name: str
     entrypoint: str
     summary: str
     inputs: tuple[str, ...]
     kinds: tuple[type[Artifact], ...]
+    repeats: bool
     recipe: type
     makes: type[Artifact]
     packages: tuple[str, ...]
     exact_packages: tuple[str, ...]
     seeded: bool
     distributed: bool
+    wide: bool
     figure: str
 
     def check(self, recipe: Any, kinds: tuple[type[Artifact], ...]) -> None:
         """Refuse a wrong edge: another recipe, another number of inputs, or an input of another kind."""
         if not isinstance(recipe, self.recipe):
             raise BadInput(f"{self.name} takes a {self.recipe.__name__}, not a {type(recipe).__name__}")
-        if len(kinds) != len(self.kinds):
-            raise BadInput(
-                f"{self.name} takes {len(self.kinds)} inputs ({', '.join(self.inputs)}), not {len(kinds)}"
-            )
-        for name, wanted, kind in zip(self.inputs, self.kinds, kinds, strict=True):
+        for name, wanted, kind in zip(self.edges(len(kinds)), self._wanted(len(kinds)), kinds, strict=True):
             if not issubclass(kind, wanted):
                 raise BadInput(
                     f"{self.name}: input {name!r} must be a {wanted.__name__}, not a {kind.__name__}"
                 )
+
+    def edges(self, count: int) -> tuple[str, ...]:
+        """A name for each of `count` inputs: `speech`, `features 1`, `features 2`.
+
+        Raises:
+            BadInput: the stage does not take so many.
+        """
+        fixed = self.inputs[:-1] if self.repeats else self.inputs
+        if count < len(self.inputs) or (count > len(self.inputs) and not self.repeats):
+            more = " or more" if self.repeats else ""
+            raise BadInput(
+                f"{self.name} takes {len(self.inputs)}{more} inputs ({', '.join(self.inputs)}), not {count}"
+            )
+        return fixed + tuple(f"{self.inputs[-1]} {number + 1}" for number in range(count - len(fixed)))
+
+    def _wanted(self, count: int) -> tuple[type[Artifact], ...]:
+        return self.kinds + self.kinds[-1:] * (count - len(self.kinds))
 
 
 class Runner(Protocol):
@@ -69,6 +91,7 @@ def stage(
     exact_packages: tuple[str, ...] = (),
     seeded: bool = True,
     distributed: bool = False,
+    wide: bool = False,
     figure: str = "",
 ) -> Callable[[Callable[P, H]], Callable[P, H]]:
     """Declare a task.
@@ -79,6 +102,7 @@ def stage(
         exact_packages: distributions whose every release may change the result, such as a synthesizer.
         seeded: whether the stage draws random numbers; if not, the run's seed stays out of its key.
         distributed: whether `Runtime.gpus` processes may share the work.
+        wide: whether it waits until nothing else runs and then gets the threads of every stage.
         figure: the fact or metric that stands for the result in the closing table.
     """
 
@@ -92,12 +116,14 @@ def stage(
             summary=(function.__doc__ or "").strip(),
             inputs=tuple(name for name, _ in inputs),
             kinds=tuple(kind for _, kind in inputs),
+            repeats=any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(function).parameters.values()),
             recipe=recipe,
             makes=makes,
             packages=packages,
             exact_packages=exact_packages,
             seeded=seeded,
             distributed=distributed,
+            wide=wide,
             figure=figure,
         )
         return function

@@ -70,6 +70,14 @@ def share(recipe: ReportRecipe, *, work: Workspace, runtime: Runtime) -> dict[st
     return {"headline": f"{told['world']} ranks", "meaning": ""}
 
 
+def join(recipe: ReportRecipe, *texts: TextCorpus, work: Workspace, runtime: Runtime) -> dict[str, JSON]:
+    """Notes when it ran, and with how many threads."""
+    began = time.monotonic()
+    time.sleep(0.4)
+    (work.out / "report.html").write_text(json.dumps([began, time.monotonic(), runtime.threads]))
+    return {"headline": f"{len(texts)} inputs", "meaning": ""}
+
+
 @stage("tests.little_stages:write_lines", figure="lines")
 def little_text(recipe: TokenizerRecipe) -> TextCorpus:
     """Lines."""
@@ -88,3 +96,13 @@ def little_finish(recipe: ReportRecipe, report: Report) -> Report:
 @stage("tests.little_stages:share", distributed=True)
 def little_share(recipe: ReportRecipe) -> Report:
     """What several ranks agree on."""
+
+
+@stage("tests.little_stages:join", wide=True)
+def little_wide(recipe: ReportRecipe, *texts: TextCorpus) -> Report:
+    """Alone on the machine."""
+
+
+@stage("tests.little_stages:join")
+def little_join(recipe: ReportRecipe, *texts: TextCorpus) -> Report:
+    """One beside another."""

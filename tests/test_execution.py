@@ -20,7 +20,7 @@ from tasks.fingerprint import CodeBase
 from tasks.identity import Identifier
 from tasks.planner import CURRENT, UNDECIDED, WILL_RUN, Planner
 from tasks.stage import REGISTRY, Stage, stage_of
-from tests.little_stages import little_finish, little_summary, little_text
+from tests.little_stages import little_finish, little_join, little_summary, little_text, little_wide
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = stage_of(little_text)
@@ -121,6 +121,39 @@ def test_computes_once_then_reuses(store: Store) -> None:
     manifest = json.loads((directory / "manifest.json").read_text())
     assert set(manifest) >= {"schema", "stage", "key", "components", "files", "facts", "metrics"}
     assert directory.name == manifest["key"][:32]
+
+
+def test_a_wide_stage_has_every_thread_and_the_machine_to_itself(store: Store) -> None:
+    text, run = make(store).handle, executor(store, parallel_stages=2)
+    tasks = [(stage_of(task), title) for title in "ab" for task in (little_wide, little_join)]
+    reports = []
+
+    def one(stage: Stage, title: str) -> None:
+        reports.append(run.make(stage, ReportRecipe(title=title), (text,), title).handle)
+
+    threads = [threading.Thread(target=one, args=each) for each in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reports) == 4
+    times = sorted(json.loads((report.out / "report.html").read_text()) for report in reports)
+    wide = [each for each in times if each[2] == 2]
+    assert len(wide) == 2
+    for began, ended, _ in wide:
+        assert all(other[1] <= began or ended <= other[0] for other in times if other[0] != began)
+
+
+def test_the_last_input_may_come_any_number_of_times(store: Store) -> None:
+    text, run = make(store).handle, executor(store)
+    stage = stage_of(little_join)
+    both = run.make(stage, ReportRecipe(), (text, text), "both")
+    assert both.handle.headline == "2 inputs"
+    assert list(both.manifest.components["inputs"]) == ["texts 1", "texts 2"]
+    with pytest.raises(BadInput, match="'texts 2' must be a TextCorpus, not a Report"):
+        run.make(stage, ReportRecipe(), (text, both.handle), "wrong")
+    with pytest.raises(BadInput, match="takes 1 or more inputs"):
+        run.make(stage, ReportRecipe(), (), "none")
 
 
 def test_inline_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
