@@ -1,137 +1,13 @@
-"""Typed handles on finished work, and the manifest that says it is finished.
-
-An *artifact* is a directory `{store}/{stage}/{key[:32]}/` holding `out/` (the payload) and `manifest.json`,
-written last: without it there is no artifact. Its *content digest* is a hash over the payload alone, so two
-runs that make the same bytes are the same to every later stage. A *handle* is what flows pass along: where
-the artifact is, its digest, and the few facts the next stage must check. Standard library only.
-"""
+"""Handles: what flows pass along, one kind for each thing that stages make. Standard library only."""
 
 import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from omni_model.config import JSON, BadInput
-
-SCHEMA = 1
-MANIFEST = "manifest.json"
-
-
-def canonical_json(value: JSON) -> str:
-    """One text per value: sorted keys, no spaces, ASCII. NaN and infinity raise ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256_text(text: str) -> str:
-    """Hex sha256 of a text's UTF-8 bytes."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class PayloadFile:
-    """One file of a payload: path relative to `out/`, size in bytes, sha256 in hex."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-def content_digest(files: list[PayloadFile]) -> str:
-    """Hex sha256 over the sorted (path, size, sha256) of a payload."""
-    return sha256_text(canonical_json([[f.path, f.size, f.sha256] for f in sorted(files, key=_path)]))
-
-
-def _path(file: PayloadFile) -> str:
-    return file.path
-
-
-def list_payload(out: Path) -> list[Path]:
-    """Every file below `out`, as sorted relative paths."""
-    return sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
-
-
-def hash_payload(out: Path) -> list[PayloadFile]:
-    """Size and sha256 of every file below `out`."""
-    return [
-        PayloadFile(path.as_posix(), (out / path).stat().st_size, sha256_file(out / path))
-        for path in list_payload(out)
-    ]
-
-
-class DamagedManifest(BadInput):
-    """A `manifest.json` that cannot be read: its artifact counts as unfinished."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What was made, from what, and what it measured. Everything but the payload files may vary freely."""
-
-    stage: str
-    key: str
-    handle: str
-    components: dict[str, Any]
-    files: list[PayloadFile]
-    facts: dict[str, Any]
-    metrics: dict[str, Any]
-    timings: dict[str, float]
-    versions: dict[str, str]
-    schema: int = SCHEMA
-
-    @property
-    def digest(self) -> str:
-        """The payload's content digest."""
-        return content_digest(self.files)
-
-    def write(self, directory: Path) -> None:
-        """Put `manifest.json` in place in one step; a crash leaves either none or a whole one."""
-        write_atomically(directory / MANIFEST, json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1))
-
-    @classmethod
-    def read(cls, directory: Path) -> "Manifest":
-        """The manifest of a finished artifact.
-
-        Raises:
-            FileNotFoundError: the artifact is not finished.
-            DamagedManifest: the file is not a manifest.
-            BadInput: it is one of another schema, which is never guessed at.
-        """
-        path = directory / MANIFEST
-        text = path.read_text()
-        try:
-            plain = json.loads(text)
-            found = plain["schema"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DamagedManifest(f"{path} is not a manifest; the stage will be made again") from None
-        if found != SCHEMA:
-            raise BadInput(
-                f"{path} has schema {found} and this version reads schema {SCHEMA}; "
-                f"run the version that wrote it, or delete {directory}"
-            )
-        files = [PayloadFile(**f) for f in plain.pop("files")]
-        return cls(files=files, **plain)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old bytes or the new ones, never a part, crash or not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-# --- handles -------------------------------------------------------------------------------------
+from omni_model.artifacts.manifest import Manifest
+from omni_model.config import BadInput
 
 
 @dataclass(frozen=True)
@@ -191,6 +67,14 @@ class AudioCorpus(Artifact):
     duration_s: float
     sample_rate_hz: int
     num_dropped: int
+
+
+@dataclass(frozen=True)
+class SoundFiles(Artifact):
+    """Sets of recordings as their makers lay them out, a folder each."""
+
+    num_sets: int
+    num_files: int
 
 
 @dataclass(frozen=True)
@@ -255,6 +139,14 @@ class Conversations(Artifact):
 
 
 @dataclass(frozen=True)
+class Instructions(Artifact):
+    """`instructions.parquet`: conversations about clips, each with its `kind` and `split`."""
+
+    num_rows: int
+    num_clips: int
+
+
+@dataclass(frozen=True)
 class TokenizerFiles(Artifact):
     """`tokenizer.json`."""
 
@@ -279,10 +171,15 @@ class GptCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class ProjectorCheckpoint(Checkpoint):
-    """A projector from encoder frames to soft tokens of the GPT it was trained with."""
+    """A projector from encoder frames to soft tokens of the GPT it was trained with.
+
+    `policy_digest` stands for the features: encoder, layers, mix and dtype.
+    """
 
     input_width: int
     n_embd: int
+    gpt_digest: str
+    policy_digest: str
 
 
 @dataclass(frozen=True)
@@ -291,7 +188,16 @@ class AdapterCheckpoint(Checkpoint):
 
     input_width: int
     n_embd: int
+    gpt_digest: str
+    policy_digest: str
     rank: int
+
+
+@dataclass(frozen=True)
+class Familiarity(Artifact):
+    """`familiarity.safetensors`: what is known, to tell how far a sound is; `familiarity.json`: how well."""
+
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -326,15 +232,15 @@ class ChatScores(Artifact):
 
 
 @dataclass(frozen=True)
-class EmbeddingMap(Artifact):
-    """`map.png` and `map.json`: soft tokens among text embeddings, with cluster numbers."""
+class Diagnosis(Artifact):
+    """`diagnosis.json`: probes along the way, clips among words, retrieval, error rates; and `map.png`."""
 
     num_points: int
 
 
 @dataclass(frozen=True)
 class Report(Artifact):
-    """`report.html`, one self-contained page; `report.md`, the same in short; and its result in words."""
+    """`report.html`, one self-contained page, and others; `report.md`, in short; the result in words."""
 
     headline: str
     meaning: str
