@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zlib
@@ -16,7 +17,7 @@ from omni_model.model.attention import attend
 from omni_model.model.banded import banded_attention
 from omni_model.model.gpt import GPT, GPTConfig, window_sizes
 from omni_model.model.lora import add_lora, load_adapter, lora_parameters, merged, save_adapter
-from omni_model.model.omni import OmniModel
+from omni_model.model.omni import Descriptions, OmniModel, Sounds
 from omni_model.model.projector import Projector
 from omni_model.model.softcap_loss import mean_loss, softcap_logits, token_losses
 from omni_model.training.optim import MuonAdamW, parameter_groups
@@ -264,6 +265,74 @@ def test_audio_reaches_the_text_but_smear_does_not_cross() -> None:
     assert_close(one[:, :1], unsmeared)  # the first text token has no neighbour
 
 
+@pytest.mark.parametrize("policy", ["zero", "token0"])
+def test_audio_inside_the_text_is_what_a_cache_reads_piece_by_piece(policy: str) -> None:
+    gpt, (ids, targets) = small_gpt(audio_value_embedding=policy), batch(60)
+    ids, targets, audio = ids[:1], targets[:1], sound(30)
+    places = torch.tensor([[9] * 12 + [25] * 11 + [60] * 7])  # after 9 tokens, after 25, and behind the last
+    whole = gpt(ids, audio_features=audio, audio_places=places)
+    cache = gpt.new_cache(1, 200)
+    read = [
+        gpt(ids[:, :9], cache=cache),
+        gpt(ids[:, 9:25], audio_features=audio[:, :12], cache=cache),
+        gpt(ids[:, 25:], audio_features=audio[:, 12:23], cache=cache),
+    ]
+    assert_close(whole, torch.cat(read, dim=1))
+    behind = gpt(ids[:, :0], audio_features=audio[:, 23:], cache=cache, logits="last")
+    assert_close(gpt(ids, audio_features=audio, audio_places=places, logits="last"), behind)
+    scored = gpt(ids, targets, audio_features=audio, audio_places=places, logits="scored")
+    assert_close(scored, whole[targets >= 0])
+    follow = gpt(ids[:, 5:9], cache=cache)
+    other = gpt.new_cache(1, 200)
+    gpt(ids, audio_features=audio, audio_places=places, cache=other)
+    assert_close(gpt(ids[:, 5:9], cache=other), follow)  # behind audio there is no neighbour either
+
+
+def test_clips_anywhere_in_a_batch_are_heard_as_alone() -> None:
+    gpt, (ids, _) = small_gpt(), batch(40)
+    ids = ids.repeat(2, 1)[:3]
+    omni = OmniModel(gpt, Projector(6, 32, 4, 16))
+    frames, lengths = torch.randn(4, 20, 6), torch.tensor([20, 7, 13, 4])
+    sounds = Sounds(frames, lengths, torch.tensor([2, 0, 2, 0]), torch.tensor([30, 0, 0, 12]))
+    described = Descriptions(ids[:1, :5], torch.tensor([5]), torch.tensor([1]), torch.tensor([3]))
+    text_lengths = torch.tensor([40, 25, 33])
+    together = omni(ids, sounds=sounds, descriptions=described, text_lengths=text_lengths)
+    for row, count in enumerate(text_lengths.tolist()):
+        mine = sounds.rows == row
+        own = Sounds(
+            frames[mine], lengths[mine], torch.zeros(int(mine.sum()), dtype=torch.long), sounds.places[mine]
+        )
+        heard = {"sounds": own} if mine.any() else {}
+        words = dataclasses.replace(described, rows=torch.tensor([0]))
+        alone = omni(ids[row : row + 1, :count], descriptions=words if row == 1 else None, **heard)
+        assert_close(together[row : row + 1, :count], alone)
+    in_front = omni(ids, sounds=Sounds.in_front(frames[:3], lengths[:3]))
+    moved = Sounds(frames[:3], lengths[:3], torch.tensor([1, 0, 2]), torch.zeros(3, dtype=torch.long))
+    assert_close(in_front, omni(ids, sounds=dataclasses.replace(moved, rows=torch.arange(3))))
+    assert (in_front - omni(ids, sounds=moved)).abs().amax(dim=(1, 2)).tolist()[:2] > [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("places", "message"), [([[3, 2]], "ascend"), ([[0, 21]], "ascend"), ([[0]], "one for each audio row")]
+)
+def test_places_that_cannot_be_are_refused(places: list[list[int]], message: str) -> None:
+    gpt, (ids, _) = small_gpt(), batch(20)
+    with pytest.raises(ValueError, match=message):
+        gpt(ids[:1], audio_features=sound(2), audio_places=torch.tensor(places))
+
+
+def test_layers_side_by_side_are_weighed() -> None:
+    one, three = Projector(5, 32, 4, 16), Projector(15, 32, 4, 16, num_layers=3)
+    frames, lengths = torch.randn(2, 9, 3, 5), torch.tensor([9, 6])
+    assert_close(three(frames.flatten(2), lengths)[0], one(frames.mean(dim=2), lengths)[0])
+    with torch.no_grad():
+        three.layer_logits.copy_(torch.tensor([0.0, 60.0, 0.0]))
+    assert_close(three(frames.flatten(2), lengths)[0], one(frames[:, :, 1], lengths)[0])
+    assert three.layer_weights.tolist() == pytest.approx([0, 1, 0])
+    with pytest.raises(ValueError, match="cannot hold 2 layers"):
+        Projector(15, 32, 4, 16, num_layers=2)
+
+
 def test_value_embedding_policies_differ_only_with_audio() -> None:
     zero, token0, (ids, _) = small_gpt(), small_gpt(audio_value_embedding="token0"), batch(20)
     assert torch.equal(zero(ids), token0(ids))
@@ -370,20 +439,27 @@ def test_projector_batch_equals_each_alone_and_marks_both_ends() -> None:
         if length:
             alone, _ = projector(frames[sample : sample + 1, :length], lengths[sample : sample + 1])
             assert_close(rows[sample : sample + 1, :count], alone)
-            assert torch.equal(rows[sample, 0], projector.start_marker)
             assert torch.equal(rows[sample, count - 1], projector.end_marker)
+
+
+def test_the_marker_in_front_tells_of_the_whole_clip() -> None:
+    projector = Projector(6, 32, 4, 16)
+    frames = torch.randn(1, 12, 6)
+    told = projector(frames, torch.tensor([12]))[0][0, 0]
+    shuffled = projector(frames[:, torch.randperm(12)], torch.tensor([12]))[0][0, 0]
+    assert_close(told, shuffled)  # mean and spread know no order
+    assert (told - projector(2 * frames, torch.tensor([12]))[0][0, 0]).abs().max() < 1e-4  # nor level: normed
+    assert (told - projector(frames + 1, torch.tensor([12]))[0][0, 0]).abs().max() > 1e-3
 
 
 def test_omni_model_trains_its_projector_through_a_frozen_gpt() -> None:
     gpt = small_gpt().requires_grad_(False)
     omni, (ids, targets) = OmniModel(gpt, Projector(6, 32, 4, 16)), batch(20)
     frames, lengths = torch.randn(2, 9, 6), torch.tensor([9, 0])
-    omni(frames, lengths, ids, targets).backward()
+    omni(ids, targets, sounds=Sounds.in_front(frames, lengths)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in omni.projector.parameters())
     assert all(p.grad is None for p in gpt.parameters())
-    assert_close(omni(frames, lengths, ids)[1:], omni(None, None, ids[1:]))
-    with pytest.raises(ValueError, match="frame_lengths"):
-        omni(frames, None, ids)
+    assert_close(omni(ids, sounds=Sounds.in_front(frames, lengths))[1:], omni(ids[1:]))
 
 
 def test_lora_starts_as_the_base_merges_and_opens_in_plain_peft(tmp_path: Path) -> None:

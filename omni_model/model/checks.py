@@ -17,6 +17,7 @@ def check_call(
     audio_features: Tensor | None,
     audio_lengths: Tensor | None,
     text_lengths: Tensor | None,
+    audio_places: Tensor | None,
     logits: str,
     loss_reduction: str,
 ) -> None:
@@ -38,11 +39,14 @@ def check_call(
         raise ValueError(f"audio_features must be ({batch}, rows, {config.n_embd}), not {audio}.")
     if audio_lengths is not None and audio is None:
         raise ValueError("audio_lengths were given without audio_features.")
+    if audio_places is not None and tuple(audio_places.shape) != (batch, num_audio):
+        places = tuple(audio_places.shape)
+        raise ValueError(f"audio_places {places} must be ({batch}, {num_audio}), one for each audio row.")
     for name, lengths in (("audio_lengths", audio_lengths), ("text_lengths", text_lengths)):
         if lengths is not None and tuple(lengths.shape) != (batch,):
             raise ValueError(f"{name} {tuple(lengths.shape)} must be ({batch},), one count for each row.")
-    if logits not in ("all", "last"):
-        raise ValueError(f"logits must be 'all' or 'last', not {logits!r}.")
+    if logits not in ("all", "last", "scored") or (logits == "scored" and targets is None):
+        raise ValueError(f"logits must be 'all' or 'last', or with targets 'scored', not {logits!r}.")
     if loss_reduction not in ("mean", "none"):
         raise ValueError(f"loss_reduction must be 'mean' or 'none', not {loss_reduction!r}.")
     if ids.device.type == "cpu" or not torch.is_grad_enabled():
@@ -52,6 +56,8 @@ def check_call(
         _check_range("text_lengths", text_lengths, 0, num_text)
         if audio_features is not None:
             _check_finite(audio_features, audio_lengths)
+        if audio_places is not None:
+            _check_places(audio_places, audio_lengths, text_lengths, num_text)
 
 
 def _check_range(name: str, values: Tensor | None, least: int, most: int) -> None:
@@ -74,4 +80,20 @@ def _check_finite(features: Tensor, lengths: Tensor | None) -> None:
         raise ValueError(
             f"audio_features {tuple(features.shape)} are not finite at sample {sample}, row {row}; "
             "every real row must be."
+        )
+
+
+def _check_places(
+    places: Tensor, audio_lengths: Tensor | None, text_lengths: Tensor | None, num_text: int
+) -> None:
+    """Of real audio rows: in ascending order, and none behind the row's last real token."""
+    batch, num_audio = places.shape
+    ends = torch.full((batch,), num_text) if text_lengths is None else text_lengths.cpu()
+    counts = torch.full((batch,), num_audio) if audio_lengths is None else audio_lengths.cpu()
+    real = torch.arange(num_audio) < counts.unsqueeze(1)
+    places = torch.where(real, places.cpu(), ends.unsqueeze(1))
+    steps = torch.diff(places, dim=1, prepend=torch.zeros_like(places[:, :1]))
+    if bool((steps < 0).any()) or bool((places > ends.unsqueeze(1)).any()):
+        raise ValueError(
+            f"audio_places {tuple(places.shape)} must ascend in each row from 0 to its number of real tokens."
         )

@@ -233,6 +233,7 @@ class GPT(nn.Module):
         *,
         audio_features: Tensor | None = None,
         audio_lengths: Tensor | None = None,
+        audio_places: Tensor | None = None,
         text_lengths: Tensor | None = None,
         cache: KVCache | None = None,
         logits: str = "all",
@@ -241,18 +242,20 @@ class GPT(nn.Module):
         """Logits of the text, or its loss when targets are given.
 
         ids (B, T), targets (B, T) with -1 = not scored. audio_features (B, A, C), already projected, go in
-        front of the text; audio_lengths (B,) counts the real rows of each sample (default all A); its text
-        follows the last of them directly. text_lengths (B,) counts the real tokens (default all T). Padding
-        is on the right and changes no result. With a cache, audio and text continue each row where it stands.
+        front of the text, or where audio_places (B, A) says: each row before the token of that number, in
+        ascending order. audio_lengths (B,) counts the real rows of each sample (default all A), text_lengths
+        (B,) the real tokens (default all T). Padding is on the right and changes no result. With a cache,
+        audio and text continue each row where it stands.
 
         Returns fp32 logits (B, T, V); with logits="last" (B, 1, V), those of each row's last real position (a
         row without text: its last audio row); with targets the mean loss in nats per scored token, or with
-        loss_reduction="none" (B * T,) losses. ValueError when shapes disagree or the positions run out.
+        loss_reduction="none" (B * T,) losses, or with logits="scored" (M, V), the logits of the M scored
+        tokens. ValueError when shapes disagree or the positions run out.
         """
-        config, lengths = self.config, (audio_lengths, text_lengths)
-        check_call(config, ids, targets, audio_features, *lengths, logits, loss_reduction)
+        config, given = self.config, (audio_lengths, text_lengths, audio_places)
+        check_call(config, ids, targets, audio_features, *given, logits, loss_reduction)
         num_audio = 0 if audio_features is None else audio_features.size(1)
-        layout = Layout.of(ids, num_audio, *lengths)
+        layout = Layout.of(ids, num_audio, *given)
         past = self._continue(cache, layout)
         for module in self.modules():
             if isinstance(module, Linear):
@@ -264,6 +267,8 @@ class GPT(nn.Module):
         head = self.lm_head.matrix(x.dtype)
         if config.vocab_size < config.padded_vocab_size:
             head = head[: config.vocab_size]
+        if targets is not None and logits == "scored":
+            return softcap_logits(layout.text_of(x)[targets >= 0], head, config.softcap)
         if targets is not None:
             scored = (layout.text_of(x).flatten(0, 1), head, targets.flatten(), config.softcap)
             if loss_reduction == "mean":
@@ -289,9 +294,7 @@ class GPT(nn.Module):
         """The sequence that enters the layers (B, S, C); the neighbour of each row's next token (B, C)."""
         text = rms_norm(self.transformer["wte"](ids).to(self.compute_dtype))
         before = text.new_zeros(text.size(0), text.size(2)) if cache is None else cache.prev_embedding
-        if audio_features is not None:  # smear stays within the text: after audio there is no neighbour
-            before = torch.where(layout.audio_lengths.unsqueeze(1) > 0, 0.0, before)
-        neighbours = torch.cat([before.unsqueeze(1), text], dim=1)  # (B, T + 1, C): entry t precedes token t
+        neighbours = layout.neighbours(before, text)  # smear stays within the text
         gate = torch.sigmoid(self.smear_gate(text[..., : self.config.smear_channels]))
         smeared = text + self.smear_lambda.to(text.dtype) * gate * neighbours[:, :-1]
         last = torch.take_along_dim(neighbours, layout.text_lengths.view(-1, 1, 1), dim=1).squeeze(1)

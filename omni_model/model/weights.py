@@ -61,7 +61,8 @@ def save_projector(projector: Projector, directory: Path) -> None:
     """Write the weights and the shape of a projector."""
     shape = {
         "hidden": projector.rise.out_features,
-        "input_width": projector.rise.in_features // projector.stack,
+        "input_width": projector.input_width,
+        "num_layers": projector.num_layers,
         "stack": projector.stack,
         "width": projector.fall.out_features,
     }
