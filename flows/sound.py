@@ -7,6 +7,7 @@ from omni_model.config import (
     HearingRecipe,
     IndexTtsRunRecipe,
     LibriSpeechRunRecipe,
+    SoundSetRunRecipe,
 )
 from tasks.judging import write_sound_report
 from tasks.sound import (
@@ -14,6 +15,7 @@ from tasks.sound import (
     fetch_encoder,
     import_folder,
     import_librispeech,
+    import_sound_set,
     synthesize_cosyvoice,
     synthesize_indextts,
 )
@@ -23,6 +25,11 @@ from tasks.stage import Runner
 def folder(run: Runner, recipe: FolderRunRecipe) -> Report:
     """Any audio files of yours."""
     return _hear(run, recipe, run(import_folder, recipe.recordings))
+
+
+def sound_set(run: Runner, recipe: SoundSetRunRecipe) -> Report:
+    """A public set of sounds or of questions about sounds."""
+    return _hear(run, recipe, run(import_sound_set, recipe.sounds))
 
 
 def librispeech(run: Runner, recipe: LibriSpeechRunRecipe) -> Report:

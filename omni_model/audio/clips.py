@@ -7,7 +7,7 @@ clips can be made in any order, one at a time, again after a kill, and come out 
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class ClipPlan:
     Attributes:
         labels: category -> value, only what can be heard in this clip.
         speaker: the voice's name, or "" where nobody speaks.
+        exchanges: questions about this clip and their answers, where somebody published them with it.
     """
 
     key: str
@@ -36,6 +37,11 @@ class ClipPlan:
     transcript: str = ""
     speaker: str = ""
     licence: str = SYNTHETIC_LICENCE
+    exchanges: tuple[tuple[str, str], ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """All that it says as plain values; of exchanges nothing where there are none."""
+        return {name: value for name, value in asdict(self).items() if value or name != "exchanges"}
 
 
 @dataclass(frozen=True)

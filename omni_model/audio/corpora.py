@@ -13,7 +13,6 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def write_corpus(
         own = sorted((plan for plan in plans if plan.split == split), key=lambda plan: plan.key)
         for number, first in enumerate(range(0, len(own), clips_per_shard)):
             group = own[first : first + clips_per_shard]
-            made_from = sha256_text(canonical_json([asdict(plan) for plan in group]))
+            made_from = sha256_text(canonical_json([plan.plain() for plan in group]))
             shards.append(ShardPlan(f"{split}-{number:05d}", made_from, _rendering(group, render)))
     for plan in plans:
         check(plan)
@@ -218,6 +217,8 @@ def _metadata(plan: ClipPlan, clip: Clip, generator: str) -> dict[str, Any]:
         "provenance": {"generator": generator, **plan.parameters, **clip.provenance},
         "duration_s": round(len(clip.samples) / SAMPLE_RATE_HZ, 6),
     }
+    if plan.exchanges:
+        row["exchanges"] = [list(exchange) for exchange in plan.exchanges]
     if clip.timeline:
         row["timeline"] = [[e.track, e.value, e.start_s, e.end_s] for e in clip.timeline]
     if clip.changes:

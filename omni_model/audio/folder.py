@@ -14,14 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from omni_model.artifacts import canonical_json, content_digest, sha256_file, sha256_text
+from omni_model.artifacts import PayloadFile, canonical_json, content_digest, sha256_file, sha256_text
 from omni_model.audio import ingest
 from omni_model.audio.clips import SPLITS, Clip, ClipPlan, Dropped, ShardPlan
 from omni_model.audio.corpora import write_shards
 from omni_model.audio.unusable import Unusable
-from omni_model.config import JSON, BadInput, FolderRecipe, Runtime
+from omni_model.config import JSON, BadInput, FolderRecipe, OutsideFolder, Runtime
 from omni_model.outside import hash_folder
 from omni_model.storage import Workspace
 
@@ -34,6 +34,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 BYTES_PER_CLIP = 1 << 20  # about 30 s of 16-bit 16 kHz sound: what a large file counts in a tar
 MAX_NAME_CHARS = 60
+Made = tuple[ClipPlan, Clip] | Dropped
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ class Source:
 
     @property
     def key(self) -> str:
-        """A clip key of the path's own letters, and eight digits that tell `a b.wav` from `a-b.flac`."""
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(PurePosixPath(self.path).with_suffix("")))
-        return f"{name[-MAX_NAME_CHARS:].strip('-')}-{sha256_text(canonical_json(self.path))[:8]}".lstrip("-")
+        """The clip key of its path."""
+        return clip_key(self.path)
 
     @property
     def weight(self) -> int:
@@ -73,6 +73,15 @@ class Source:
         return self.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+SourceType = TypeVar("SourceType", bound=Source)
+
+
+def clip_key(path: str) -> str:
+    """A clip key of the path's own letters, and eight digits that tell `a b.wav` from `a-b.flac`."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(PurePosixPath(path).with_suffix("")))
+    return f"{name[-MAX_NAME_CHARS:].strip('-')}-{sha256_text(canonical_json(path))[:8]}".lstrip("-")
+
+
 def import_folder(recipe: FolderRecipe, *, work: Workspace, runtime: Runtime) -> dict[str, JSON]:
     """Every audio file below a folder as clips. Stage function; returns the facts of an AudioCorpus.
 
@@ -80,12 +89,7 @@ def import_folder(recipe: FolderRecipe, *, work: Workspace, runtime: Runtime) ->
         BadInput: the folder or its metadata cannot be used, or the folder is not what it was when the run
             was planned. The folder itself is never written to.
     """
-    if not recipe.folder.path or not recipe.folder.digest:
-        raise BadInput("the recipe's folder has no path or no digest; name a folder and plan the run anew.")
-    folder = Path(recipe.folder.path).expanduser()
-    files = hash_folder(folder)
-    if content_digest(files) != recipe.folder.digest:
-        raise BadInput(f"{folder} has changed since the run was planned; run again to take it as it is now.")
+    folder, files = planned_files(recipe.folder)
     known = read_metadata(folder, recipe, [file.path for file in files])
     sources = [
         Source(file.path, file.size, file.sha256, known.get(file.path, Known(licence=recipe.licence)))
@@ -94,25 +98,58 @@ def import_folder(recipe: FolderRecipe, *, work: Workspace, runtime: Runtime) ->
     ]
     if not sources:
         raise BadInput(f"{folder} holds no audio files; name a folder that does.")
-    shards = []
-    for split in SPLITS:
-        own = [source for source in sources if source.known.split == split]
-        for number, group in enumerate(chunks(own, recipe.clips_per_shard)):
-            decisive: list[JSON] = [[asdict(source) for source in group], recipe.max_clip_s]
-            made_from = sha256_text(canonical_json(decisive))
-            shards.append(ShardPlan(f"{split}-{number:05d}", made_from, _reading(folder, group, recipe)))
+    read = reading(folder, recipe.max_clip_s)
+    shards = plan_shards(sources, recipe.clips_per_shard, recipe.max_clip_s, read)
     facts = write_shards(shards, generator=GENERATOR, work=work, expected=len(sources))
     work.metrics.summary(files=len(sources), described=len(known))
     return facts
 
 
-def chunks(sources: Sequence[Source], clips_per_shard: int) -> list[list[Source]]:
+def planned_files(outside: OutsideFolder) -> tuple[Path, list[PayloadFile]]:
+    """A folder of the user's and its files.
+
+    Raises:
+        BadInput: it was not named, is not there, or is not what it was when the run was planned.
+    """
+    if not outside.path or not outside.digest:
+        raise BadInput("the recipe's folder has no path or no digest; name a folder and plan the run anew.")
+    folder = Path(outside.path).expanduser()
+    files = hash_folder(folder)
+    if content_digest(files) != outside.digest:
+        raise BadInput(f"{folder} has changed since the run was planned; run again to take it as it is now.")
+    return folder, files
+
+
+def plan_shards(
+    sources: Sequence[SourceType],
+    clips_per_shard: int,
+    max_clip_s: float,
+    read: Callable[[SourceType], Iterator[Made]],
+) -> list[ShardPlan]:
+    """The tars of files, split by split; `read` makes the clips of one file."""
+    shards = []
+    for split in SPLITS:
+        own = [source for source in sources if source.known.split == split]
+        for number, group in enumerate(chunks(own, clips_per_shard)):
+            decisive: list[JSON] = [[asdict(source) for source in group], max_clip_s]
+            made_from = sha256_text(canonical_json(decisive))
+            shards.append(ShardPlan(f"{split}-{number:05d}", made_from, _making(group, read)))
+    return shards
+
+
+def _making(
+    group: Sequence[SourceType], read: Callable[[SourceType], Iterator[Made]]
+) -> Callable[[], Iterator[Made]]:
+    return lambda: (made for source in group for made in read(source))
+
+
+def chunks(sources: Sequence[SourceType], clips_per_shard: int) -> list[list[SourceType]]:
     """Files in the order of their paths, in groups of about `clips_per_shard` clips.
 
     A group ends after a file whose hash says so, once it has half that many; it ends anyway at twice as many.
     """
     least, most = max(1, clips_per_shard // 2), 2 * clips_per_shard
-    groups: list[list[Source]] = []
+    groups: list[list[SourceType]] = []
     weight, is_closed = 0, True
     for source in sorted(sources, key=lambda source: source.path):
         if is_closed or weight + source.weight > most:
@@ -124,13 +161,12 @@ def chunks(sources: Sequence[Source], clips_per_shard: int) -> list[list[Source]
     return groups
 
 
-def _reading(
-    folder: Path, group: Sequence[Source], recipe: FolderRecipe
-) -> Callable[[], Iterator[tuple[ClipPlan, Clip] | Dropped]]:
-    return lambda: (made for source in group for made in _clips(folder, source, recipe.max_clip_s))
+def reading(folder: Path, max_clip_s: float) -> Callable[[Source], Iterator[Made]]:
+    """What makes the clips of one file of a folder."""
+    return lambda source: _clips(folder, source, max_clip_s)
 
 
-def _clips(folder: Path, source: Source, max_clip_s: float) -> Iterator[tuple[ClipPlan, Clip] | Dropped]:
+def _clips(folder: Path, source: Source, max_clip_s: float) -> Iterator[Made]:
     """The clips of one file.
 
     A transcript is about the whole recording. Where that is split it fits no piece, so it is kept among the
@@ -138,8 +174,7 @@ def _clips(folder: Path, source: Source, max_clip_s: float) -> Iterator[tuple[Cl
     """
     path, known = folder / source.path, source.known
     try:
-        if sha256_file(path) != source.sha256:
-            raise BadInput(f"{path} changed during the import; run again to take it as it is now.")
+        require_unchanged(path, source)
         for number, clip in enumerate(ingest.clips(path, source.told_path, max_clip_s=max_clip_s)):
             if isinstance(clip, Dropped):
                 yield clip
@@ -162,6 +197,12 @@ def _clips(folder: Path, source: Source, max_clip_s: float) -> Iterator[tuple[Cl
         yield Dropped(source.told_path, unusable.reason)
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); run again when it can.") from None
+
+
+def require_unchanged(path: Path, source: Source) -> None:
+    """Raises BadInput where a file's bytes are not those of the plan."""
+    if sha256_file(path) != source.sha256:
+        raise BadInput(f"{path} changed during the import; run again to take it as it is now.")
 
 
 # --- metadata ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ An archive is known by its MD5, which is checked before anything is made of it; 
 their number is known (not for the two small parts).
 """
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from omni_model import hardware
-from omni_model.artifacts import canonical_json, sha256_file, sha256_text
+from omni_model.artifacts import SoundFiles, canonical_json, sha256_file, sha256_text
 from omni_model.audio.clips import SPLITS, Clip, ClipPlan, Dropped, ShardPlan
 from omni_model.audio.corpora import write_shards
 from omni_model.audio.librispeech_files import (
@@ -86,6 +87,23 @@ def import_librispeech(recipe: LibriSpeechRecipe, *, work: Workspace, runtime: R
     return facts
 
 
+def read_librispeech(
+    recipe: LibriSpeechRecipe, files: SoundFiles, *, work: Workspace, runtime: Runtime
+) -> dict[str, JSON]:
+    """Stage: the same of a part that an earlier stage laid out as openslr or Hugging Face does.
+
+    It is not the part that is published, so it is known by its own bytes and by nobody's count.
+    """
+    place = files.out / "librispeech"
+    if recipe.form == "parquet":
+        own = dataclasses.replace(recipe, place=str(place / recipe.part))
+        shards = _parquet_shards(own, Part(0, 0, ""))
+    else:
+        archive = place / f"{recipe.part}.tar.gz"
+        shards = _tar_shards(recipe, Part(0, archive.stat().st_size, _md5(archive)), archive)
+    return write_shards(shards, generator="librispeech", work=work, expected=recipe.max_clips)
+
+
 def _plan(
     utterances: Iterator[Utterance],
     recipe: LibriSpeechRecipe,
@@ -135,7 +153,7 @@ def _clips(
             split=recipe.split,
             labels={"voice": voices[speaker]} if speaker in voices else {},
             parameters={"part": recipe.part, "chapter": chapter},
-            transcript=utterance.text,
+            transcript=utterance.text.lower(),  # nobody else writes in capitals, which cost tokens
             speaker=f"librispeech-{speaker}",
             licence=LICENCE,
         )
@@ -169,14 +187,18 @@ def _archive(recipe: LibriSpeechRecipe, part: Part, target: Path, work: Workspac
     if not path.is_file():
         raise BadInput(f"{path} is not a file; give the archive as librispeech.place, or leave that empty")
     refuse_page(path)
-    with path.open("rb") as file:
-        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    md5 = _md5(path)
     if md5 != part.md5:
         raise BadInput(
             f"{path} is not {recipe.part} as published, or is damaged: its MD5 is {md5}, not {part.md5}; "
             "download it again"
         )
     return path
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _tar_shards(recipe: LibriSpeechRecipe, part: Part, archive: Path) -> Iterator[ShardPlan]:

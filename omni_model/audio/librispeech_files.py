@@ -148,7 +148,7 @@ def num_parquet_rows(path: Path) -> int:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow, int(file.metadata.num_rows)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     audio = schema.field("audio").type if "audio" in schema.names else None
     has_bytes = pyarrow.types.is_struct(audio) and audio.get_field_index("bytes") >= 0 if audio else False
     missing = [name for name in COLUMNS if name not in schema.names]
@@ -174,7 +174,7 @@ def read_parquet(path: Path) -> Iterator[Utterance]:
                 for row in batch.to_pylist():
                     yield _utterance(row, path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def _utterance(row: Mapping[str, Any], path: Path) -> Utterance:
@@ -184,6 +184,7 @@ def _utterance(row: Mapping[str, Any], path: Path) -> Utterance:
     return Utterance(name, row["text"] or "", (row["audio"] or {}).get("bytes"))
 
 
-def _damaged(path: Path, error: Exception) -> BadInput:
+def damaged(path: Path, error: Exception) -> BadInput:
+    """The one sentence for a parquet file that is not whole."""
     first = str(error).strip().splitlines()[0].rstrip(".")
     return BadInput(f"{path} is damaged or cut off ({first}); download it again")

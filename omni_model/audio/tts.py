@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from omni_model.artifacts import canonical_json, sha256_file, sha256_text
@@ -176,7 +176,7 @@ def _write(
         for number, first in enumerate(range(0, len(utterances), clips_per_shard)):
             group = utterances[first : first + clips_per_shard]
             name = f"{slug}-{sha256_text(voice)[:8]}-{number:05d}"
-            made_from = sha256_text(canonical_json([asdict(utterance.plan) for utterance in group]))
+            made_from = sha256_text(canonical_json([utterance.plan.plain() for utterance in group]))
             shards.append(ShardPlan(name, made_from, _making(server, group, replies, lent)))
     expected = sum(len(utterances) for utterances in spoken.values())
     with server:

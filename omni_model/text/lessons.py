@@ -20,7 +20,15 @@ import numpy as np
 
 from omni_model.config import BadInput
 from omni_model.text.corpus import read_texts
-from omni_model.text.questions import LETTERS, caption, grammar, list_options, multiple_choice, pick_options
+from omni_model.text.questions import (
+    LETTERS,
+    NOTHING,
+    caption,
+    grammar,
+    list_options,
+    multiple_choice,
+    pick_options,
+)
 
 LESSON = "lesson"  # the column of a text corpus that holds these documents as JSON
 LESSONS = ("letters", "words", "questions", "sentences")
@@ -127,7 +135,8 @@ def random_sound(rng: np.random.Generator) -> tuple[dict[str, str], str]:
 
 
 def _random_words(rng: np.random.Generator, count: int) -> list[str]:
-    words = sorted({option for category in grammar().categories.values() for option in category.options})
+    embedded = [category for category in grammar().categories.values() if category.embedded]
+    words = sorted({NOTHING, *(option for category in embedded for option in category.options)})
     return [words[i] for i in rng.choice(len(words), size=count, replace=False)]
 
 

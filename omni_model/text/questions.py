@@ -16,17 +16,25 @@ import numpy as np
 from omni_model.config import BadInput
 
 LETTERS = "ABCD"
+NOTHING = "nothing"  # the answer to a question about words where none is said
+SPOKEN = ("words", "prosody", "quality")  # groups of what only a clip in which somebody speaks has
 
 
 @dataclass(frozen=True)
 class Category:
-    """One thing a clip can be asked about: the benchmark group, ways to ask, the answers, and phrases."""
+    """One thing a clip can be asked about: the benchmark group, ways to ask, the answers, and phrases.
+
+    `comparison_questions` ask about one of two clips; their `{place}` is first or second. A category that is
+    not `embedded` is heard in public sets alone; the lessons, which are the demo's data, leave it out.
+    """
 
     name: str
     group: str
     questions: tuple[str, ...]
+    comparison_questions: tuple[str, ...]
     options: tuple[str, ...]
     phrases: Mapping[str, str]
+    embedded: bool = True
 
     def phrase(self, place: str, value: str) -> str:
         """`value` worded for a `place` in the sentence; a phrase `place.value` wins over `place`."""
@@ -35,10 +43,11 @@ class Category:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Every category by name, and the ways to ask for a caption."""
+    """Every category by name, and the ways to ask for a caption and for what is said."""
 
     categories: Mapping[str, Category]
     caption_prompts: tuple[str, ...]
+    transcript_prompts: tuple[str, ...]
 
     def category(self, name: str) -> Category:
         """The category of that name.
@@ -56,10 +65,18 @@ def grammar() -> Grammar:
     """The vocabulary of `grammar.json`, in the file's order."""
     plain = json.loads(Path(__file__).with_name("grammar.json").read_text(encoding="utf-8"))
     categories = {
-        name: Category(name, c["group"], tuple(c["questions"]), tuple(c["options"]), c.get("phrases", {}))
+        name: Category(
+            name,
+            c["group"],
+            tuple(c["questions"]),
+            tuple(c.get("which_clip_questions", ())),
+            tuple(c["options"]),
+            c.get("phrases", {}),
+            c.get("embedded", True),
+        )
         for name, c in plain["categories"].items()
     }
-    return Grammar(categories, tuple(plain["caption_prompts"]))
+    return Grammar(categories, tuple(plain["caption_prompts"]), tuple(plain["transcript_prompts"]))
 
 
 def multiple_choice(question: str, options: Sequence[str]) -> str:
@@ -107,9 +124,7 @@ def caption(labels: Mapping[str, str], transcript: str) -> str:
     for name, value in labels.items():
         if value not in grammar().category(name).options:
             raise BadInput(f"{value!r} is not an answer of {name} in grammar.json")
-    spoken = bool(transcript) or any(
-        grammar().categories[name].group in ("words", "voice") for name in labels
-    )
+    spoken = bool(transcript) or any(grammar().categories[name].group in SPOKEN for name in labels)
     sentence = _speech(labels, transcript) if spoken else _sound(labels)
     if "recording" in labels:
         sentence += " " + grammar().categories["recording"].phrase("anywhere", labels["recording"])
@@ -123,29 +138,39 @@ def _speech(labels: Mapping[str, str], transcript: str) -> str:
     unsaid = [word for word in words if word not in said]
     verb = f"says {said}" if said else "speaks"
     parts = [f"a {labels.get('voice', 'voice')} {verb}", *(f"meaning {word}" for word in unsaid)]
-    for name in ("pace", "pitch", "contour", "tremolo", "loudness"):
+    for name in ("pace", "pitch", "contour", "tremolo", "loudness", "emotion"):
         if name in labels:
             parts.append(grammar().categories[name].phrase("speech", labels[name]))
     if "beeps" in labels:
         parts.append("with " + _count(labels["beeps"]))
     if "noise" in labels:
         parts.append("over " + _background(labels["noise"]))
+    if source := _source(labels):
+        parts.append("in a recording of " + source)
     return " ".join(parts)
 
 
 def _sound(labels: Mapping[str, str]) -> str:
     shape = [labels[name] for name in ("loudness", "pitch", "contour", "tremolo") if name in labels]
     background = _background(labels["noise"]) if "noise" in labels else ""
+    source = _source(labels)
     if "beeps" in labels:
         count, noun = _count(labels["beeps"]).split(" ", 1)
         sound = " ".join(["there are" if noun == "beeps" else "there is", count, *shape, noun])
     elif any(name in labels for name in ("pitch", "contour", "tremolo")):
         sound = " ".join(["a", *shape, "tone"])
-    elif background:
+    elif background and not source:
         return " ".join(["there is", *shape, background])
     else:
         sound = " ".join(["a", *shape, "sound"])
+    if source:
+        sound += " of " + source
     return f"{sound} over {background}" if background else sound
+
+
+def _source(labels: Mapping[str, str]) -> str:
+    """What a recording of a public set is of, in the words of its labels."""
+    return " and ".join(labels[name] for name in ("event", "background") if name in labels)
 
 
 def _count(beeps: str) -> str:
