@@ -22,7 +22,7 @@ from omni_model.audio.probe import fit_probe, probe_accuracies, ridge
 from omni_model.config import BadInput, EncoderRecipe, MicroEncoderRecipe, Runtime, SplitSizes, TextureRecipe
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics
-from omni_model.training.hearing import UNKNOWN, HeardClip, Lesson, Vocabulary, hear
+from omni_model.training.hearing import NUM_LEVELS, UNKNOWN, HeardClip, Lesson, Vocabulary, hear, levels
 from omni_model.training.pretrain_encoder import bent, encode, look_around, pretrain_encoder
 
 SEED = 5
@@ -102,11 +102,32 @@ def test_targets_follow_the_timeline() -> None:
     assert words.labels == {"pitch": ("low",)}
     assert words.tracks == {"beep": ("", "on"), "word": ("", "cat", "red")}
     assert words.counts == {"beep": 2}  # words differ: they are told apart, not counted
-    unheard = [UNKNOWN] * 6
-    assert said.frame_targets(words).tolist() == [unheard, [0, 2, 2, 1, 1, 0], unheard, unheard]
+    assert words.lasting == ("word",)
+    unheard, lengths = [UNKNOWN] * 6, [UNKNOWN, 0, 0, 0, 0, UNKNOWN]
+    assert targets(said, words) == [unheard, [0, 2, 2, 1, 1, 0], unheard, unheard, lengths]
     unknown = [UNKNOWN] * 5
-    assert beeping.frame_targets(words).tolist() == [[1, 0, 0, 1, 0], unknown, [1, 1, 1, 2, 2], unknown]
+    assert targets(beeping, words) == [[1, 0, 0, 1, 0], unknown, [1, 1, 1, 2, 2], unknown, unknown]
     assert said.label_targets(words) == [0]
+
+
+def targets(clip: HeardClip, words: Vocabulary) -> list[list[int]]:
+    """Of every question but the level."""
+    rows = clip.frame_targets(words).tolist()
+    level = -1 - len(words.lasting)
+    return rows[:level] + rows[level + 1 :]
+
+
+def test_how_long_an_event_lasts_is_asked_in_half_octaves() -> None:
+    slow = clip_of([["word", "red", 0.0, 0.3], ["word", "cat", 0.3, 0.38]], 20)
+    words = Vocabulary.of([slow.metadata])
+    assert slow.frame_targets(words)[-1].tolist() == [5] * 15 + [2] * 4 + [UNKNOWN]  # 2 log2(.3 / .04) = 5.8
+
+
+def test_a_frame_is_asked_how_loud_it_is() -> None:
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    steps = [np.median(levels(log_mel(gain * noise, 80))) for gain in (0.001, 0.01, 0.1)]
+    assert np.diff(steps).tolist() == [5, 5]  # 20 dB each, in steps of 4
+    assert levels(log_mel(noise, 80)).max() <= NUM_LEVELS - 1
 
 
 def test_a_later_window_keeps_its_place_and_loses_the_labels_of_the_clip() -> None:

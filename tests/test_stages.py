@@ -13,20 +13,22 @@ import torch
 from omni_model.artifacts import (
     AdapterCheckpoint,
     Artifact,
+    AudioCorpus,
     Checkpoint,
     FeatureShards,
     GptCheckpoint,
+    Instructions,
     ProjectorCheckpoint,
     TextCorpus,
     TokenizerFiles,
     hash_payload,
 )
-from omni_model.audio.reader import FeatureReader
 from omni_model.audio.shards import INDEX, record_path, write_index, write_shard
 from omni_model.config import (
     AlignRecipe,
     BadInput,
     GptShape,
+    InstructionsRecipe,
     LessonsRecipe,
     LoraRecipe,
     OverfitRecipe,
@@ -35,18 +37,18 @@ from omni_model.config import (
     TextRecipe,
     TokenizerRecipe,
 )
+from omni_model.model.omni import Sounds
 from omni_model.model.weights import load_gpt, load_listener, load_projector
 from omni_model.storage import Workspace
 from omni_model.telemetry import Metrics
-from omni_model.text.conversation import render
 from omni_model.text.embedded import write_corpus
 from omni_model.text.questions import grammar
-from omni_model.text.tokenizer import load_tokenizer, train_tokenizer
+from omni_model.text.tokenizer import train_tokenizer
 from omni_model.training import lessons as lessons_module
 from omni_model.training.align import align
 from omni_model.training.finetune import finetune
+from omni_model.training.instructions import build_instructions
 from omni_model.training.lessons import learn_lessons, match_at_start, new_gpt
-from omni_model.training.listening import Classroom, ask_caption, ask_choice, ask_open
 from omni_model.training.overfit import overfit
 
 WIDTH = 8
@@ -62,8 +64,9 @@ LESSONS = LessonsRecipe(
     settling_accuracy=0.0,
     min_accuracy=0.0,
 )
-ALIGN = AlignRecipe(projector=PROJECTOR, steps=12, rows_per_step=4, warmup_steps=2)
-LORA = LoraRecipe(rank=2, alpha=4, steps=24, rows_per_step=4, warmup_steps=2)
+MIX = InstructionsRecipe(rows=80, validation_rows=60, replay=0.2)
+ALIGN = AlignRecipe(projector=PROJECTOR, steps=12, rows_per_step=4, warmup_steps=2, min_gap=0)
+LORA = LoraRecipe(rank=2, alpha=4, steps=24, rows_per_step=4, warmup_steps=2, min_gap=0)
 
 Stage = Callable[..., dict[str, Any]]
 
@@ -120,12 +123,20 @@ def write_features(directory: Path, clips: list[dict[str, Any]]) -> FeatureShard
     return FeatureShards("features", "k", str(directory), "d", len(clips), frames, WIDTH, 1, 50)
 
 
+def write_clips(directory: Path, clips: list[dict[str, Any]]) -> AudioCorpus:
+    """A corpus of which only its list of clips is there."""
+    (directory / "out").mkdir(parents=True)
+    lines = "".join(json.dumps(clip) + "\n" for clip in clips)
+    (directory / "out" / "clips.jsonl").write_text(lines)
+    return AudioCorpus("corpus", "k", str(directory), "d", len(clips), 1.0, 16_000, 0)
+
+
 def make_clips(name: str, categories: tuple[str, ...], count: int) -> list[dict[str, Any]]:
     clips = []
     for number in range(count):
         options = [grammar().categories[category].options for category in categories]
         labels = {c: values[number % len(values)] for c, values in zip(categories, options, strict=True)}
-        split = ("train", "train", "validation", "test")[number % 4]
+        split = ("train", "train", "validation", "test")[(number + number // 4) % 4]
         transcript = labels.get("animal", "")
         key = f"{name}-{number:03d}"
         clips.append({"key": key, "split": split, "labels": labels, "transcript": transcript})
@@ -138,6 +149,7 @@ class World:
     tokenizer: TokenizerFiles
     sounds: FeatureShards
     speech: FeatureShards
+    instructions: Instructions
     gpt: GptCheckpoint
     projector: ProjectorCheckpoint
     adapter: AdapterCheckpoint
@@ -157,13 +169,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     tokenizer = make(
         train_tokenizer, TokenizerFiles, TokenizerRecipe(vocab_size=400), text, directory=root / "tokenizer"
     )
-    sounds = write_features(root / "sounds", make_clips("tone", ("pitch", "loudness"), 16))
-    speech = write_features(root / "speech", make_clips("speech", ("animal", "voice"), 16))
+    clips = {"sounds": make_clips("tone", ("pitch", "loudness"), 16)}
+    clips["speech"] = make_clips("speech", ("animal", "voice"), 16)
+    sounds, speech = (write_features(root / name, each) for name, each in clips.items())
+    corpora = [write_clips(root / f"{name}-clips", each) for name, each in clips.items()]
+    mix = make(build_instructions, Instructions, MIX, *corpora, directory=root / "instructions")
     gpt = make(learn_lessons, GptCheckpoint, LESSONS, text, tokenizer, directory=root / "gpt")
-    heard = (tokenizer, sounds, speech)
+    heard = (tokenizer, mix, sounds, speech)
     projector = make(align, ProjectorCheckpoint, ALIGN, gpt, *heard, directory=root / "projector")
     adapter = make(finetune, AdapterCheckpoint, LORA, gpt, projector, *heard, directory=root / "adapter")
-    return World(text, tokenizer, sounds, speech, gpt, projector, adapter)
+    return World(text, tokenizer, sounds, speech, mix, gpt, projector, adapter)
 
 
 # --- what the stages leave behind ----------------------------------------------------------------
@@ -189,9 +204,28 @@ def test_curves_are_plain_and_complete(world: World) -> None:
 def test_alignment_leaves_the_gpt_alone_and_says_what_it_heard(world: World) -> None:
     projector = load_projector(world.projector.out)
     assert (projector.stack, world.projector.input_width, world.projector.n_embd) == (4, WIDTH, 32)
-    assert {"loss", "validation_accuracy", "shuffled_audio_gap", "audio_text_rms_ratio"} <= summary_of(
-        world.projector
-    ).keys()
+    told = (
+        "loss",
+        "validation_accuracy",
+        "shuffled_audio_gap",
+        "audio_text_rms_ratio",
+        "first_token_accuracy",
+    )
+    assert set(told) <= summary_of(world.projector).keys()
+    truth = json.loads((world.projector.out / "truth.json").read_text())["looks"]
+    assert [each["step"] for each in truth] == list(range(1, 13))
+    assert all(each["projector_gradient"] > 0 for each in truth)
+    assert (world.projector.gpt_digest, len(world.projector.policy_digest)) == (world.gpt.digest, 64)
+
+
+def test_text_is_asked_before_and_after(world: World) -> None:
+    told = summary_of(world.adapter)
+    assert {
+        f"text_{name}_{when}" for name in ("loss", "accuracy") for when in ("before", "after")
+    } <= told.keys()
+    assert told["text_loss_before"] != told["text_loss_after"]
+    text = json.loads((world.adapter.out / "truth.json").read_text())["text"]
+    assert text["after"]["text_loss"] == told["text_loss_after"]
 
 
 def test_the_listener_loads_and_its_adapter_differs_from_the_base(world: World) -> None:
@@ -199,7 +233,7 @@ def test_the_listener_loads_and_its_adapter_differs_from_the_base(world: World) 
     frames, lengths = torch.randn(2, 6, WIDTH), torch.tensor([6, 4])
     ids = torch.randint(0, 300, (2, 5))
     with torch.no_grad():
-        heard = listener(frames, lengths, ids)
+        heard = listener(ids, sounds=Sounds.in_front(frames, lengths))
         base = load_gpt(world.gpt.out)
         rows, counts = listener.projector(frames, lengths)
         plain = base(ids, audio_features=rows, audio_lengths=counts)
@@ -239,14 +273,13 @@ def test_killed_pretraining_resumes_to_the_same_bytes(
 
 
 def test_killed_finetuning_resumes_to_the_same_bytes(world: World, tmp_path: Path) -> None:
-    inputs = (world.gpt, world.projector, world.tokenizer, world.sounds, world.speech)
+    inputs = (world.gpt, world.projector, world.tokenizer, world.instructions, world.sounds, world.speech)
     assert_same_after_kill(finetune, LORA, inputs, tmp_path, kill_at=11)
 
 
 def test_killed_alignment_resumes_to_the_same_bytes(world: World, tmp_path: Path) -> None:
-    assert_same_after_kill(
-        align, ALIGN, (world.gpt, world.tokenizer, world.sounds, world.speech), tmp_path, 7
-    )
+    inputs = (world.gpt, world.tokenizer, world.instructions, world.sounds, world.speech)
+    assert_same_after_kill(align, dataclasses.replace(ALIGN, distillation=0.5), inputs, tmp_path, 7)
 
 
 # --- the smoke stage -----------------------------------------------------------------------------
@@ -299,10 +332,28 @@ def test_impossible_shapes_and_foreign_weights_are_refused(world: World, tmp_pat
         load_gpt(tmp_path)
     with pytest.raises(BadInput, match="missing"):
         load_projector(tmp_path / "nowhere")
-    foreign = dataclasses.replace(world.projector, input_width=WIDTH + 1)
-    inputs = (world.gpt, foreign, world.tokenizer, world.sounds, world.speech)
-    with pytest.raises(BadInput, match="wide"):
-        finetune(LORA, *inputs, work=workspace(tmp_path / "f"), runtime=Runtime())
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"), [("policy_digest", "other features"), ("gpt_digest", "another GPT")]
+)
+def test_a_projector_of_another_encoder_or_gpt_is_refused(
+    world: World, tmp_path: Path, field: str, sentence: str
+) -> None:
+    foreign = dataclasses.replace(world.projector, **{field: "f" * 64})
+    inputs = (world.gpt, foreign, world.tokenizer, world.instructions, world.sounds, world.speech)
+    with pytest.raises(BadInput, match=sentence) as refusal:
+        finetune(LORA, *inputs, work=workspace(tmp_path), runtime=Runtime())
+    assert "ffffffff" in str(refusal.value)
+    assert foreign.uri in str(refusal.value)
+
+
+def test_a_run_that_hears_nothing_stops_with_likely_causes(world: World, tmp_path: Path) -> None:
+    inputs = (world.gpt, world.tokenizer, world.instructions, world.sounds, world.speech)
+    deaf = dataclasses.replace(ALIGN, min_gap=5.0)
+    with pytest.raises(RuntimeError, match=r"after 6 of 12 steps .* align.min_gap 5.0: nothing is heard"):
+        align(deaf, *inputs, work=workspace(tmp_path), runtime=Runtime())
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_keys_can_start_as_queries() -> None:
@@ -310,30 +361,3 @@ def test_keys_can_start_as_queries() -> None:
     match_at_start(gpt)
     for block in gpt.transformer["h"]:
         assert torch.equal(block.attn.c_k.weight, block.attn.c_q.weight)
-
-
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def test_training_hears_the_training_split_alone_and_every_clip_once_a_pass(world: World) -> None:
-    reader = FeatureReader(world.sounds, world.speech)
-    classroom = Classroom(reader, "train", load_tokenizer(world.tokenizer.out))
-    train = {clip["key"] for clip in reader.by_split("train")}
-    passes = [classroom.clip(number, 3)["key"] for number in range(2 * len(train))]
-    assert set(passes[: len(train)]) == set(passes[len(train) :]) == train
-    assert passes[: len(train)] != passes[len(train) :]
-
-
-def test_a_batch_is_a_function_of_the_step_and_scores_answers_alone(world: World) -> None:
-    tokenizer = load_tokenizer(world.tokenizer.out)
-    classroom = Classroom(FeatureReader(world.sounds, world.speech), "train", tokenizer)
-    for ask in (ask_caption, ask_open, ask_choice):
-        first, again = (classroom.training_batch(3, 4, 9, ask) for _ in range(2))
-        assert torch.equal(first.rows.ids, again.rows.ids)
-        assert torch.equal(first.frames, again.frames)
-    clip = classroom.clips[0]
-    question, answer = ask_open(clip, np.random.default_rng(0))
-    rows = classroom.batch([(clip, (question, answer))]).rows
-    learned = rows.targets[0][rows.targets[0] >= 0].tolist()
-    assert tokenizer.decode(learned) == f"{answer}<|assistant_end|>"
-    assert rows.ids[0].tolist() == render(tokenizer, [(question, answer)])[0][:-1]

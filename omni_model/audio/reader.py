@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from omni_model.artifacts import FeatureShards, sha256_file
+from omni_model.artifacts import FeatureShards, canonical_json, sha256_file, sha256_text
 from omni_model.audio.shards import INDEX, Record, read_index
 from omni_model.config import BadInput
 
@@ -124,6 +124,11 @@ class FeatureReader:
         self.policy: dict[str, Any] = facts["policy"]
         self.width: int = facts["width"]
         self.clips = [place.metadata for _, (_, place) in sorted(self._places.items())]
+
+    @property
+    def policy_digest(self) -> str:
+        """One text for the way the frames were made; what was taught on it is worth nothing on another."""
+        return sha256_text(canonical_json(self.policy))
 
     def _add(self, shard: Shard, features: FeatureShards) -> None:
         for place in shard.clips:

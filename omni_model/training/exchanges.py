@@ -26,9 +26,13 @@ class ExchangeRows:
     @classmethod
     def of(cls, exchanges: Sequence[Exchange], tokenizer: Tokenizer) -> "ExchangeRows":
         """One row an exchange."""
-        rows = [render(tokenizer, [exchange]) for exchange in exchanges]
+        return cls.of_rendered([render(tokenizer, [exchange]) for exchange in exchanges], tokenizer.bos_id)
+
+    @classmethod
+    def of_rendered(cls, rows: Sequence[tuple[list[int], list[int]]], fill: int) -> "ExchangeRows":
+        """One row for the ids and loss mask of each conversation; `fill` is the id of the padding."""
         width = max(len(ids) for ids, _ in rows) - 1
-        inputs = torch.full((len(rows), width), tokenizer.bos_id)
+        inputs = torch.full((len(rows), width), fill)
         targets = torch.full((len(rows), width), NOT_SCORED)
         for place, (ids, mask) in enumerate(rows):
             inputs[place, : len(ids) - 1] = torch.tensor(ids[:-1])

@@ -2,13 +2,15 @@
 
 Nothing is listed here: the lessons are read off the clips. Each category of labels is one question about a
 clip; each track of a timeline (words, beeps, the motion of the pitch) is one about every frame of the clips
-that have it, with silence of the track as an answer too. Where somebody speaks, every frame is also asked
-for the pitch of the voice, which is measured. Dense answers are what makes learning short: from labels of
-clips alone, a direction of pitch stayed at chance for as long as anybody waited.
+that have it, with silence of the track as an answer too, and one about how long what sounds lasts. Every
+frame is also asked how loud it is and, where somebody speaks, for the pitch of the voice; both are measured.
+Dense answers are what makes learning short: from labels of clips alone, a direction of pitch stayed at chance
+for as long as anybody waited, and pace and loudness were heard half.
 
 Legend: B batch, M mel bins, F mel frames (100 Hz), T encoder frames (50 Hz), E encoder width.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,9 @@ from omni_model.audio.waveform import (
 SILENT = ""  # the value of a frame in which a track has no event
 UNKNOWN = -1  # the target where a clip has no such label or track
 INITIAL_SPREAD = 0.02
+LEVEL_DB, LOWEST_DB, NUM_LEVELS = 4.0, -48.0, 16  # steps of a frame's level, as its spectrogram has it
+SHORTEST_S, LENGTHS_PER_OCTAVE, NUM_LENGTHS = 0.04, 2, 10  # steps of how long an event lasts
+MEASURED_WEIGHT = 0.25  # of level and lengths, which are easily heard, against all else about frames
 PART_WEIGHT = 0.5  # of labels read from single frames, against those read from the mean
 
 
@@ -69,9 +74,23 @@ class Vocabulary:
         )
 
     @property
-    def num_frame_questions(self) -> int:
-        """Questions about every frame: values, counts, and the pitch of a voice."""
-        return len(self.tracks) + len(self.counts) + 1
+    def lasting(self) -> tuple[str, ...]:
+        """Tracks whose events are asked how long they last: those that are not counted."""
+        return tuple(track for track in self.tracks if track not in self.counts)
+
+    @property
+    def frame_sizes(self) -> list[int]:
+        """How many answers each question about a frame has: values, counts, lengths, level and pitch."""
+        values = [len(each) for each in self.tracks.values()]
+        counts = [most + 1 for most in self.counts.values()]
+        return [*values, *counts, NUM_PITCHES, NUM_LEVELS, *(NUM_LENGTHS for _ in self.lasting)]
+
+    @property
+    def frame_weights(self) -> list[float]:
+        """How much each question about a frame counts, in all 1."""
+        heard = len(self.tracks) + len(self.counts) + 1
+        weights = [1.0] * heard + [MEASURED_WEIGHT] * (1 + len(self.lasting))
+        return [weight / sum(weights) for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -106,25 +125,51 @@ class HeardClip:
     def frame_targets(self, vocabulary: Vocabulary) -> np.ndarray:
         """What is right at the middle of each frame: (questions, T) int64.
 
-        The number of each track's value, how many events of each counted track have begun, and the pitch.
+        The number of each track's value, how many events of each counted track have begun, the pitch, the
+        level, and how long what sounds on each other track lasts.
         """
-        targets = np.full((vocabulary.num_frame_questions, self.num_frames), UNKNOWN)
-        middle_s = self.start_s + (np.arange(self.num_frames) + 0.5) / ENCODER_FRAME_RATE_HZ
-        for row, (track, values) in enumerate(vocabulary.tracks.items()):
-            events = [event for event in self.metadata.get("timeline", ()) if event[0] == track]
-            if events:
-                targets[row] = 0
-            for _, value, start_s, end_s in events:
-                if value in values:
-                    targets[row, (middle_s >= start_s) & (middle_s < end_s)] = values.index(value)
-        for row, (track, most) in enumerate(vocabulary.counts.items(), start=len(vocabulary.tracks)):
-            starts_s = [event[2] for event in self.metadata.get("timeline", ()) if event[0] == track]
-            if starts_s:
-                begun = (middle_s >= np.array(starts_s)[:, None]).sum(axis=0)
-                targets[row] = np.minimum(begun, most)
-        if self.pitch is not None:
-            targets[-1] = self.pitch
-        return targets
+        events: dict[str, list[tuple[str, float, float]]] = {track: [] for track in vocabulary.tracks}
+        for track, value, start_s, end_s in self.metadata.get("timeline", ()):
+            if value in vocabulary.tracks.get(track, ()):
+                events[track].append((value, start_s, end_s))
+        rows = [self._values(events[track], values) for track, values in vocabulary.tracks.items()]
+        rows += [self._counts(events[track], most) for track, most in vocabulary.counts.items()]
+        rows.append(np.full(self.num_frames, UNKNOWN) if self.pitch is None else self.pitch)
+        rows.append(levels(self.mel))
+        rows += [self._lengths(events[track]) for track in vocabulary.lasting]
+        return np.stack(rows)
+
+    @property
+    def _middles_s(self) -> np.ndarray:
+        return self.start_s + (np.arange(self.num_frames) + 0.5) / ENCODER_FRAME_RATE_HZ
+
+    def _values(self, events: Sequence[tuple[str, float, float]], values: Sequence[str]) -> np.ndarray:
+        row, middle_s = np.full(self.num_frames, 0 if events else UNKNOWN), self._middles_s
+        for value, start_s, end_s in events:
+            row[(middle_s >= start_s) & (middle_s < end_s)] = values.index(value)
+        return row
+
+    def _counts(self, events: Sequence[tuple[str, float, float]], most: int) -> np.ndarray:
+        if not events:
+            return np.full(self.num_frames, UNKNOWN)
+        begun = self._middles_s >= np.array([start_s for _, start_s, _ in events])[:, None]
+        return np.minimum(begun.sum(axis=0), most)
+
+    def _lengths(self, events: Sequence[tuple[str, float, float]]) -> np.ndarray:
+        row, middle_s = np.full(self.num_frames, UNKNOWN), self._middles_s
+        for _, start_s, end_s in events:
+            octaves = math.log2(max(end_s - start_s, SHORTEST_S) / SHORTEST_S)
+            step = min(int(LENGTHS_PER_OCTAVE * octaves), NUM_LENGTHS - 1)
+            row[(middle_s >= start_s) & (middle_s < end_s)] = step
+        return row
+
+
+def levels(mel: Tensor) -> np.ndarray:
+    """How loud each encoder frame of a spectrogram (M, F) is, in steps of LEVEL_DB: (T,) int64."""
+    power = torch.pow(10.0, 4.0 * mel.float() - 4.0).sum(dim=0)  # Whisper's scale undone
+    frames = power.unflatten(0, (-1, FRAMES_PER_ENCODER_FRAME)).mean(dim=1)
+    steps = (10 * frames.log10() - LOWEST_DB) / LEVEL_DB
+    return steps.floor().clamp(0, NUM_LEVELS - 1).long().numpy()
 
 
 def hear(
@@ -173,7 +218,7 @@ class Lesson:
         lengths = torch.tensor([clip.num_frames for clip in clips])
         longest = int(lengths.max())
         mel = torch.zeros(len(clips), clips[0].mel.size(0), longest * FRAMES_PER_ENCODER_FRAME)
-        frames = torch.full((vocabulary.num_frame_questions, len(clips), longest), UNKNOWN)
+        frames = torch.full((len(vocabulary.frame_sizes), len(clips), longest), UNKNOWN)
         for row, clip in enumerate(clips):
             mel[row, :, : clip.mel.size(1)] = clip.mel
             frames[:, row, : clip.num_frames] = torch.from_numpy(clip.frame_targets(vocabulary))
@@ -187,9 +232,8 @@ class Answers(nn.Module):
     def __init__(self, width: int, vocabulary: Vocabulary, generator: torch.Generator) -> None:
         super().__init__()
         self._label_sizes = [len(values) for values in vocabulary.labels.values()]
-        self._track_sizes = [len(values) for values in vocabulary.tracks.values()]
-        self._track_sizes += [count + 1 for count in vocabulary.counts.values()]
-        self._track_sizes.append(NUM_PITCHES)
+        self._track_sizes = vocabulary.frame_sizes
+        self._frame_weights = torch.tensor(vocabulary.frame_weights)
         self.clip = nn.Linear(width, sum(self._label_sizes))
         self.frame = nn.Linear(width, sum(self._track_sizes))
         for linear in (self.clip, self.frame):
@@ -197,7 +241,7 @@ class Answers(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def losses(self, frames: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """Mean loss over the questions about clips, and over those about frames, in nats.
+        """Mean loss over the questions about clips, and the weighted one over those about frames, in nats.
 
         A clip's labels are read from the mean over its frames and, with less weight, from each frame alone:
         whoever reads the frozen encoder later sees few frames at a time.
@@ -211,8 +255,9 @@ class Answers(nn.Module):
         labels = lesson.labels.T.unsqueeze(-1)  # (categories, B, 1)
         of_clips = [known_loss(*pair) for pair in zip(whole, labels.squeeze(-1), strict=True)]
         of_parts = [known_loss(*pair) for pair in zip(alone, torch.where(real, labels, UNKNOWN), strict=True)]
-        of_frames = [known_loss(*pair) for pair in zip(tracks, lesson.frames, strict=True)]
-        return _mean(of_clips, frames) + PART_WEIGHT * _mean(of_parts, frames), _mean(of_frames, frames)
+        of_frames = torch.stack([known_loss(*pair) for pair in zip(tracks, lesson.frames, strict=True)])
+        clips = _mean(of_clips, frames) + PART_WEIGHT * _mean(of_parts, frames)
+        return clips, of_frames @ self._frame_weights
 
 
 def known_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,171 +1,262 @@
 """Rows that sound and text share, for every stage that teaches the listener.
 
-A row is a clip's frames and an exchange about it: a caption on request, an open question, or multiple choice.
-Which row comes when is a pure function of (seed, row number), so a resumed run reads what it would have read.
+A row is a conversation with clips in it. Which rows come when is a pure function of (seed, step), so a
+resumed run reads what it would have read.
 
-Legend: B batch, F encoder frames, E encoder width, T text tokens.
+Legend: B batch, N clips of a batch, F encoder frames, E frame width, T text tokens.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from omni_model.artifacts import Instructions
 from omni_model.audio.reader import FeatureReader
 from omni_model.config import BadInput
-from omni_model.model.omni import OmniModel
-from omni_model.text.conversation import Exchange
-from omni_model.text.questions import LETTERS, askable, caption, grammar, multiple_choice, pick_options
+from omni_model.model.omni import Descriptions, OmniModel, Sounds
+from omni_model.text.conversation import Hearing, render_heard
+from omni_model.text.questions import askable, caption
 from omni_model.text.tokenizer import Tokenizer
 from omni_model.training.exchanges import NOT_SCORED, ExchangeRows
+from omni_model.training.instructions import Instruction, read_instructions
 
+BATCHES_PER_SORT = 8
 EVALUATION_ROWS = 64  # in one forward pass
-VALIDATION_QUESTIONS = 400
 
-Clip = dict[str, Any]
-Row = tuple[Clip, Exchange]
-# How a clip is asked about; randomness comes from the generator alone.
-Asking = Callable[[Clip, np.random.Generator], Exchange]
+# What is heard instead of what a row says: each thing heard, to what is.
+Replacing = Callable[[Hearing], Hearing]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """frames (B, F, E) with frame_lengths (B,), and the exchanges about them."""
+    """Rows of text, and the clips and descriptions that are heard in them."""
 
-    frames: Tensor
-    frame_lengths: Tensor
-    rows: ExchangeRows
+    text: ExchangeRows
+    sounds: Sounds | None
+    descriptions: Descriptions | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        rows = self.text
+        text = ExchangeRows(rows.ids.to(device), rows.targets.to(device), rows.lengths.to(device))
+        return Batch(text, self.sounds, self.descriptions)  # the model carries what is heard
 
     def loss(self, model: OmniModel, *, reduction: str = "mean") -> Tensor:
         """The model's loss on the answers, in nats per token."""
-        rows = self.rows
         return model(
-            self.frames,
-            self.frame_lengths,
-            rows.ids,
-            rows.targets,
+            self.text.ids,
+            self.text.targets,
+            sounds=self.sounds,
+            descriptions=self.descriptions,
+            text_lengths=self.text.lengths,
             loss_reduction=reduction,
-            text_lengths=rows.lengths,
         )
 
-
-def ask_caption(clip: Clip, rng: np.random.Generator) -> Exchange:
-    """A request for a caption, and the caption."""
-    return str(rng.choice(grammar().caption_prompts)), caption(clip["labels"], clip["transcript"])
-
-
-def ask_open(clip: Clip, rng: np.random.Generator) -> Exchange:
-    """A question about one label, and the word."""
-    category = str(rng.choice(sorted(clip["labels"])))
-    return str(rng.choice(grammar().category(category).questions)), clip["labels"][category]
-
-
-def ask_choice(clip: Clip, rng: np.random.Generator) -> Exchange:
-    """A multiple-choice question about one label, and the letter."""
-    category = str(rng.choice(sorted(clip["labels"])))
-    options = pick_options(category, clip["labels"][category], rng)
-    question = str(rng.choice(grammar().category(category).questions))
-    return multiple_choice(question, options), LETTERS[options.index(clip["labels"][category])]
+    def logits(self, model: OmniModel, *, scored: bool = False) -> Tensor:
+        """(B, T, V), or of the answers' tokens alone (M, V)."""
+        return model(
+            self.text.ids,
+            self.text.targets if scored else None,
+            sounds=self.sounds,
+            descriptions=self.descriptions,
+            text_lengths=self.text.lengths,
+            logits="scored" if scored else "all",
+        )
 
 
 class Classroom:
-    """The labelled clips of one split, and batches of them.
+    """The rows of one split, and batches of them.
+
+    Args:
+        hearing: whether rows without a clip are left out.
 
     Raises:
-        BadInput: the split has no labelled clips.
+        BadInput: the split has no rows, or a row hears a clip without features.
     """
 
-    def __init__(self, features: FeatureReader, split: str, tokenizer: Tokenizer) -> None:
-        clips = [clip | {"labels": askable(clip["labels"])} for clip in features.by_split(split)]
-        self.clips = [clip for clip in clips if clip["labels"]]
-        if not self.clips:
+    def __init__(
+        self,
+        features: FeatureReader,
+        instructions: Instructions,
+        split: str,
+        tokenizer: Tokenizer,
+        device: torch.device | None = None,
+        *,
+        hearing: bool = False,
+    ) -> None:
+        self.rows = [row for row in read_instructions(instructions, split) if row.clips or not hearing]
+        if not self.rows:
             raise BadInput(
-                f"the features hold no labelled clips in the {split} split; raise its size in the recipe"
+                f"{instructions.uri} holds no rows of the {split} split; raise instructions.rows or "
+                "instructions.validation_rows"
+            )
+        self.clips = {clip["key"]: clip for clip in features.by_split(split)}
+        missing = sorted({key for row in self.rows for key in row.clips} - self.clips.keys())
+        if missing:
+            raise BadInput(
+                f"{instructions.uri} asks about {len(missing)} clips that have no features, such as "
+                f"{missing[0]}; give the features of the same corpora"
             )
         self._features, self._tokenizer = features, tokenizer
-        self._frames: dict[str, Tensor] = {}
+        self._device = device or torch.device("cpu")
 
-    def clip(self, number: int, seed: int) -> Clip:
-        """Item `number` of an endless sequence of shuffled passes over the split."""
-        epoch, place = divmod(number, len(self.clips))
-        return self.clips[np.random.default_rng([seed, epoch]).permutation(len(self.clips))[place]]
+    def of_kind(self, *kinds: str) -> list[Instruction]:
+        """The rows of some kinds, in order."""
+        return [row for row in self.rows if row.kind in kinds]
 
-    def batch(self, rows: Sequence[Row], heard: Sequence[Clip] | None = None) -> Batch:
-        """Rows padded on the right. `heard` replaces the clips whose frames are heard."""
-        frames = [self.frames(clip) for clip in heard or [clip for clip, _ in rows]]
-        return Batch(
+    def batch(self, rows: Sequence[Instruction], instead: Replacing | None = None) -> Batch:
+        """Rows padded on the right; `instead` replaces what is heard."""
+        rendered = [render_heard(self._tokenizer, row.messages) for row in rows]
+        heard = [
+            (row, hearing if instead is None else instead(hearing))
+            for row, (_, _, hearings) in enumerate(rendered)
+            for hearing in hearings
+        ]
+        text = ExchangeRows.of_rendered([(ids, mask) for ids, mask, _ in rendered], self._tokenizer.bos_id)
+        return Batch(text, self._sounds(heard), self._descriptions(heard)).to(self._device)
+
+    def training_rows(self, step: int, size: int, seed: int) -> list[Instruction]:
+        """The rows of a step. Those of several steps are drawn at once and sorted by length: less padding."""
+        group, place = divmod(step, BATCHES_PER_SORT)
+        drawn = BATCHES_PER_SORT * size
+        chosen = [self._numbered(group * drawn + number, seed) for number in range(drawn)]
+        chosen.sort(key=self._length)  # stable: rows of one length keep their random order
+        order = np.random.default_rng([seed, group]).permutation(BATCHES_PER_SORT)
+        first = int(order[place]) * size
+        return chosen[first : first + size]
+
+    def describe(self, hearing: Hearing) -> Hearing:
+        """The caption of a clip in the clip's place: what is said, and how."""
+        if not hearing.clip:
+            return hearing
+        clip = self.clips[hearing.clip]
+        told = caption(askable(clip["labels"]), clip["transcript"])
+        return Hearing(hearing.place, description=told)
+
+    def _numbered(self, number: int, seed: int) -> Instruction:
+        """Row `number` of an endless sequence of shuffled passes over the split."""
+        epoch, place = divmod(number, len(self.rows))
+        return self.rows[_order(len(self.rows), seed, epoch)[place]]
+
+    def _length(self, row: Instruction) -> int:
+        return sum(int(self.clips[key]["num_frames"]) for key in row.clips)
+
+    def _sounds(self, heard: Sequence[tuple[int, Hearing]]) -> Sounds | None:
+        clips = [(row, hearing) for row, hearing in heard if hearing.clip]
+        if not clips:
+            return None
+        frames = [torch.from_numpy(self._features.frames(hearing.clip)).float() for _, hearing in clips]
+        return Sounds(
             torch.nn.utils.rnn.pad_sequence(frames, batch_first=True),
             torch.tensor([len(each) for each in frames]),
-            ExchangeRows.of([exchange for _, exchange in rows], self._tokenizer),
+            torch.tensor([row for row, _ in clips]),
+            torch.tensor([hearing.place for _, hearing in clips]),
         )
 
-    def training_batch(self, step: int, rows: int, seed: int, ask: Asking) -> Batch:
-        """The batch of a step: the next `rows` clips, each asked about in its own random way."""
-        rng = np.random.default_rng([seed, step])
-        clips = [self.clip(step * rows + place, seed) for place in range(rows)]
-        return self.batch([(clip, ask(clip, rng)) for clip in clips])
+    def _descriptions(self, heard: Sequence[tuple[int, Hearing]]) -> Descriptions | None:
+        texts = [(row, hearing) for row, hearing in heard if hearing.description]
+        if not texts:
+            return None
+        ids = [torch.tensor(self._tokenizer.encode(f" {hearing.description}")) for _, hearing in texts]
+        return Descriptions(
+            torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+            torch.tensor([len(each) for each in ids]),
+            torch.tensor([row for row, _ in texts]),
+            torch.tensor([hearing.place for _, hearing in texts]),
+        )
 
-    def frames(self, clip: Clip) -> Tensor:
-        """Frames (F, E) of a clip, read once."""
-        key = clip["key"]
-        if key not in self._frames:
-            self._frames[key] = torch.from_numpy(np.asarray(self._features.frames(key), dtype=np.float32))
-        return self._frames[key]
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Of the rows in one pass; kept, since every row of a step asks for it."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-@torch.no_grad()
-def caption_losses(model: OmniModel, classroom: Classroom, seed: int) -> tuple[float, float]:
-    """Caption loss in nats per token with each clip's own sound, and with the next clip's.
+@dataclass(frozen=True)
+class Truth:
+    """What shows whether a model listens, on rows that it does not learn from.
 
-    A model that listens has a higher loss on the wrong sound; equal losses mean that it only guesses.
+    Attributes:
+        own_loss: mean loss in nats per learned token, each row with its own clips.
+        gap: how much higher it is when each row hears the clips of another.
+        first_token_accuracy: share of answers whose first token is the likeliest of all.
+        rms_ratio: root mean square of the soft tokens over that of the text embeddings, before their norm.
     """
-    rng = np.random.default_rng([seed, len(classroom.clips)])
-    clips = [classroom.clips[i] for i in rng.permutation(len(classroom.clips))]
-    rows = [(clip, ask_caption(clip, rng)) for clip in clips]
-    own = _mean_loss(model, classroom, rows, clips)
-    return own, _mean_loss(model, classroom, rows, [*clips[1:], clips[0]])
+
+    own_loss: float
+    gap: float
+    first_token_accuracy: float
+    rms_ratio: float
 
 
-def _mean_loss(model: OmniModel, classroom: Classroom, rows: Sequence[Row], heard: Sequence[Clip]) -> float:
-    total, count = 0.0, 0
+@torch.no_grad()
+def look(model: OmniModel, classroom: Classroom, rows: Sequence[Instruction]) -> Truth:
+    """Measure `rows`, of which each hears something."""
+    sums = np.zeros(5)  # nats, tokens, right first tokens; squares of soft tokens, their number
+    other = np.zeros(2)
+    read = model.gpt.transformer["wte"]
+    reading = np.zeros(2)
     for first in range(0, len(rows), EVALUATION_ROWS):
-        part = slice(first, first + EVALUATION_ROWS)
-        batch = classroom.batch(rows[part], heard[part])
-        scored = batch.rows.targets.flatten() != NOT_SCORED
-        total += float(batch.loss(model, reduction="none").flatten()[scored].double().sum())
-        count += int(scored.sum())
-    return round(total / count, 4)
-
-
-@torch.no_grad()
-def choice_accuracy(
-    model: OmniModel, classroom: Classroom, seed: int, questions: int = VALIDATION_QUESTIONS
-) -> float:
-    """Share of random multiple-choice questions whose letter the model prefers to the other letters."""
-    rng = np.random.default_rng([seed, questions])
-    clips = [classroom.clips[i] for i in rng.choice(len(classroom.clips), size=questions)]
-    rows = [(clip, ask_choice(clip, rng)) for clip in clips]
-    right = 0
-    for first in range(0, questions, EVALUATION_ROWS):
         batch = classroom.batch(rows[first : first + EVALUATION_ROWS])
-        place, answers = batch.rows.first_answer()
-        logits = model(batch.frames, batch.frame_lengths, batch.rows.ids, text_lengths=batch.rows.lengths)
-        letters = answers.unique()
-        chosen = letters[logits[torch.arange(len(place)), place][:, letters].argmax(dim=-1)]
-        right += int((chosen == answers).sum())
-    return round(right / questions, 4)
+        sums[:2] += _summed_loss(model, batch)
+        other += _summed_loss(model, batch_with_other_clips(batch))
+        place, answers = batch.text.first_answer()
+        logits = batch.logits(model)
+        chosen = logits[torch.arange(len(place), device=logits.device), place].argmax(dim=-1)
+        sums[2] += int((chosen == answers).sum())
+        assert batch.sounds is not None
+        device = answers.device
+        soft, counts = model.projector(batch.sounds.frames.to(device), batch.sounds.lengths.to(device))
+        soft = soft[torch.arange(soft.size(1), device=device) < counts.unsqueeze(1)].double()
+        sums[3:] += float(soft.square().sum()), soft.numel()
+        words = read(batch.text.ids).double()
+        reading += float(words.square().sum()), words.numel()
+    own = sums[0] / sums[1]
+    ratio = (sums[3] / sums[4]) ** 0.5 / (reading[0] / reading[1]) ** 0.5
+    return Truth(
+        own_loss=round(float(own), 4),
+        gap=round(float(other[0] / other[1] - own), 4),
+        first_token_accuracy=round(float(sums[2]) / len(rows), 4),
+        rms_ratio=round(float(ratio), 4),
+    )
+
+
+def batch_with_other_clips(batch: Batch) -> Batch:
+    """Each clip's frames go to the clip before it; with one clip in the batch nothing changes."""
+    sounds = batch.sounds
+    assert sounds is not None
+    moved = Sounds(sounds.frames.roll(1, 0), sounds.lengths.roll(1, 0), sounds.rows, sounds.places)
+    return Batch(batch.text, moved, batch.descriptions)
+
+
+def _summed_loss(model: OmniModel, batch: Batch) -> tuple[float, int]:
+    """Nats, and the number of learned tokens."""
+    scored = batch.text.targets.flatten() != NOT_SCORED
+    losses = batch.loss(model, reduction="none").flatten()[scored]
+    return float(losses.double().sum()), int(scored.sum())
 
 
 @torch.no_grad()
-def loudness_ratio(model: OmniModel, classroom: Classroom, seed: int) -> float:
-    """Root mean square of the projector's rows over that of the text embeddings, both before their norm."""
-    rng = np.random.default_rng([seed, 0])
-    clips = [classroom.clips[i] for i in rng.permutation(len(classroom.clips))[:EVALUATION_ROWS]]
-    batch = classroom.batch([(clip, ask_caption(clip, rng)) for clip in clips])
-    rows, lengths = model.projector(batch.frames, batch.frame_lengths)
-    heard = rows[torch.arange(rows.size(1)) < lengths.unsqueeze(1)]
-    read = model.gpt.transformer["wte"](batch.rows.ids)
-    return round(float(heard.square().mean().sqrt() / read.square().mean().sqrt()), 4)
+def mean_loss(model: OmniModel, classroom: Classroom, rows: Sequence[Instruction]) -> float:
+    """Mean loss of rows in nats per learned token."""
+    sums = np.zeros(2)
+    for first in range(0, len(rows), EVALUATION_ROWS):
+        sums += _summed_loss(model, classroom.batch(rows[first : first + EVALUATION_ROWS]))
+    return round(float(sums[0] / sums[1]), 4)
+
+
+@torch.no_grad()
+def choice_accuracy(model: OmniModel, classroom: Classroom, rows: Sequence[Instruction]) -> float:
+    """Share of multiple-choice rows whose letter the model prefers to the other letters."""
+    right = 0
+    for first in range(0, len(rows), EVALUATION_ROWS):
+        batch = classroom.batch(rows[first : first + EVALUATION_ROWS])
+        place, answers = batch.text.first_answer()
+        logits = batch.logits(model)[torch.arange(len(place), device=place.device), place]
+        letters = answers.unique()
+        right += int((letters[logits[:, letters].argmax(dim=-1)] == answers).sum())
+    return round(right / len(rows), 4)

@@ -15,7 +15,7 @@ from torch import Tensor
 from omni_model.artifacts import FeatureShards
 from omni_model.audio.reader import FeatureReader
 from omni_model.config import JSON, OverfitRecipe, Runtime
-from omni_model.model.omni import OmniModel
+from omni_model.model.omni import OmniModel, Sounds
 from omni_model.model.projector import Projector
 from omni_model.model.weights import new_gpt, save_gpt, save_projector
 from omni_model.storage import Workspace
@@ -81,8 +81,8 @@ class Overfitting(Objective):
         self.captions = {clip["key"]: caption_of(clip) for clip in reader.clips}
         self.keys = list(self.captions)
         frames = [torch.from_numpy(reader.frames(key)).float() for key in self.keys]
-        self.frames = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
-        self.frame_lengths = torch.tensor([len(each) for each in frames])
+        lengths = torch.tensor([len(each) for each in frames])
+        self.sounds = Sounds.in_front(torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), lengths)
         end = tokenizer.bos_id
         rows = [torch.tensor([end, *tokenizer.encode(text), end]) for text in self.captions.values()]
         self.text_lengths = torch.tensor([len(row) - 1 for row in rows])
@@ -98,15 +98,13 @@ class Overfitting(Objective):
         """The rate is constant."""
 
     def loss(self, step: int) -> Tensor:
-        return self.model(
-            self.frames, self.frame_lengths, self.ids, self.targets, text_lengths=self.text_lengths
-        )
+        return self.model(self.ids, self.targets, sounds=self.sounds, text_lengths=self.text_lengths)
 
     @torch.no_grad()
     def speak(self) -> list[str]:
         """The caption of each clip, by the likeliest byte each time."""
         gpt, end = self.model.gpt, self.tokenizer.bos_id
-        rows, lengths = self.model.projector(self.frames, self.frame_lengths)
+        rows, lengths = self.model.projector(self.sounds.frames, self.sounds.lengths)
         cache = gpt.new_cache(len(rows), rows.size(1) + MAX_CAPTION_BYTES + 1)
         chosen = torch.full((len(rows), 1), end)
         logits = gpt(chosen, audio_features=rows, audio_lengths=lengths, cache=cache, logits="last")

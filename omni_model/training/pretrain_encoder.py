@@ -36,7 +36,7 @@ EVALUATION_ROWS = 32
 
 
 def pretrain_encoder(
-    recipe: MicroEncoderRecipe, sounds: AudioCorpus, speech: AudioCorpus, *, work: Workspace, runtime: Runtime
+    recipe: MicroEncoderRecipe, *corpora: AudioCorpus, work: Workspace, runtime: Runtime
 ) -> dict[str, JSON]:
     """Stage: train a small Whisper encoder on the train split. Returns the facts of EncoderFiles.
 
@@ -48,7 +48,7 @@ def pretrain_encoder(
     """
     shape = recipe.shape
     model = new_whisper(shape, work.seed)
-    clips = hear((sounds, speech), (LEARNED_FROM, JUDGED_ON), shape.num_mel_bins, shape.max_audio_s)
+    clips = hear(corpora, (LEARNED_FROM, JUDGED_ON), shape.num_mel_bins, shape.max_audio_s)
     learned = [clip for clip in clips if clip.metadata["split"] == LEARNED_FROM]
     if not any(clip.metadata["labels"] for clip in learned):
         raise BadInput("no clip of the train split is labelled; give pretrain_encoder a synthetic corpus.")

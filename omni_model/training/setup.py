@@ -86,8 +86,7 @@ def prepare(
     Raises:
         BadInput: `fp8` for a GPT without a matrix that fits.
     """
-    device = hardware.device()
-    gpt.to(device)
+    device = bring(gpt, ranks=ranks, work=work)
     if fp8:
         try:
             use_fp8(gpt)
@@ -106,12 +105,20 @@ def prepare(
     polar = torch.bfloat16 if narrow else torch.float32
     optimizer = MuonAdamW(groups, ranks=ranks, polar_dtype=polar)
     if device.type == "cuda":
-        _equip(gpt, ranks, work)
         gpt.compile_blocks()
-    elif gpt.config.n_embd >= WIDE:
-        hardware.speed_up_products(work.partial / "products.json")
     loss_scale = LossScale() if gpt.compute_dtype == torch.float16 else None
     return Ready(gpt, optimizer, loss_scale, ranks, device)
+
+
+def bring(gpt: GPT, *, ranks: Ranks, work: Workspace) -> torch.device:
+    """Bring a GPT from the CPU to this process's device, with kernels that suit it; every rank calls this."""
+    device = hardware.device()
+    gpt.to(device)
+    if device.type == "cuda":
+        _equip(gpt, ranks, work)
+    elif gpt.config.n_embd >= WIDE:
+        hardware.speed_up_products(work.partial / "products.json")
+    return device
 
 
 def _equip(gpt: GPT, ranks: Ranks, work: Workspace) -> None:
