@@ -297,6 +297,24 @@ def test_texture_sounds_like_its_labels() -> None:
             assert level_dbfs == pytest.approx(p["level_dbfs"], abs=0.5)
 
 
+def test_silence_is_a_rooms_noise_and_nothing_else() -> None:
+    plans = {
+        s: texture.plan_split(TextureRecipe(clips=SplitSizes(36, 36, 36)), s, SEED) for s in clips.SPLITS
+    }
+    for split, planned in plans.items():
+        silent = [plan for plan in planned if plan.parameters["kind"] == "silence"]
+        assert len(silent) == 4
+        for plan in silent:
+            room_dbfs = plan.parameters["room_dbfs"]
+            assert (plan.labels, texture.timeline(plan.parameters), plan.transcript) == ({}, [], "")
+            assert label_ranges.ROOM_NOISE_DBFS.cell(room_dbfs) in label_ranges.CELLS[split]
+            samples = texture.render(plan, SEED)
+            assert len(samples) == round(plan.parameters["duration_s"] * 16_000)
+            assert 10 * np.log10(np.mean(samples.astype(np.float64) ** 2)) == pytest.approx(
+                room_dbfs, abs=0.2
+            )
+
+
 def count_bursts(samples: np.ndarray) -> int:
     power = np.convolve(samples.astype(np.float64) ** 2, np.ones(320) / 320, "same")
     loud = power > power.max() / 4

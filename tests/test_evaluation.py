@@ -1,5 +1,6 @@
-"""Statistics against known values, a benchmark that cannot be guessed, scorers against oracles, charts."""
+"""Statistics against known values, scorers and baselines against oracles, charts."""
 
+import dataclasses
 import json
 from collections import Counter
 from typing import Any
@@ -7,22 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omni_model.audio.clips import clip_rng
-from omni_model.config import (
-    BadInput,
-    BenchmarkRecipe,
-)
-from omni_model.evaluation import baselines, embedding_map, page, report, report_sections, scoring
-from omni_model.evaluation.answering import Asked
-from omni_model.evaluation.benchmark import GROUPS, Item, card, write_items
+from omni_model.evaluation import baselines, page, report, report_sections, scorers
+from omni_model.evaluation.answering import NOTHING_HEARD, Answerer, Asked
+from omni_model.evaluation.benchmark_card import card
+from omni_model.evaluation.benchmark_item import GROUPS, MACRO_GROUPS, Item, pairs_of
 from omni_model.evaluation.charts import Bar, curve, interval_bars
-from omni_model.evaluation.map_picture import part_labels
-from omni_model.evaluation.statistics import Bootstrap, mcnemar_exact, wilson_interval
+from omni_model.evaluation.score_summary import Answers, Baseline, clusters_of, summarise
+from omni_model.evaluation.statistics import Bootstrap, holm, mcnemar_exact, wilson_interval
 from omni_model.text.questions import LETTERS, grammar
-
-SPOKEN = ("number", "colour", "animal", "voice", "pace", "loudness")
-SOUNDED = ("pitch", "contour", "tremolo", "beeps", "noise", "loudness")
-
+from tests.small_benchmark import corpora, items_of
 
 # --- statistics ----------------------------------------------------------------------------------
 
@@ -73,97 +67,30 @@ def test_mcnemar_is_a_binomial_test_of_the_items_that_differ() -> None:
     assert mcnemar_exact(first, first) == 1.0
 
 
-# --- the benchmark -------------------------------------------------------------------------------
+def test_clusters_are_drawn_as_a_whole() -> None:
+    """Forty pairs of equal items say no more than forty items, and one cluster says nothing of its spread."""
+    pairs = np.repeat(np.random.default_rng(0).integers(0, 2, 40), 2).astype(float)
+    bootstrap = Bootstrap(seed=1, draws=2000)
+    together = bootstrap.interval(pairs, np.repeat(np.arange(40), 2))
+    assert together == bootstrap.interval(pairs[::2])
+    alone = bootstrap.interval(pairs)
+    assert together.high - together.low > 1.2 * (alone.high - alone.low)
+    uneven = np.array([1.0, 0.0, 0.0])
+    assert bootstrap.interval(uneven, np.zeros(3)).rounded() == [round(1 / 3, 6)] * 2
+    assert bootstrap.interval(uneven, np.array([0, 1, 1])).rounded() == [0.0, 1.0]
 
 
-def synthetic_clips(categories: tuple[str, ...], name: str, test: int) -> list[dict[str, Any]]:
-    """Metadata of `test` test clips and a few train clips, with labels drawn independently."""
-    known = grammar().categories
-    clips = []
-    for number in range(test + 40):
-        rng = clip_rng(5, f"{name}-{number}")
-        labels = {
-            c: known[c].options[(number + int(rng.integers(2))) % len(known[c].options)] for c in categories
-        }
-        said = f"{labels['number']} {labels['colour']} {labels['animal']}" if "number" in labels else ""
-        split = "test" if number < test else "train"
-        clips.append(
-            {
-                "key": f"{name}-{number:04d}",
-                "split": split,
-                "labels": labels,
-                "transcript": said,
-                "licence": "CC0-1.0",
-            }
-        )
-    return clips
+def test_holm_equals_an_example_by_hand() -> None:
+    p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    assert holm(p) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert list(holm(p)) == list(p)
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
 
 
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
-    clips = {
-        "sounds": synthetic_clips(SOUNDED, "sound", 240),
-        "speech": synthetic_clips(SPOKEN, "speech", 240),
-    }
-    return write_items(BenchmarkRecipe(), clips)
-
-
-def test_benchmark_has_fifty_keys_a_letter_and_equal_keys_in_each_group(items: list[Item]) -> None:
-    assert len(items) == 200
-    assert set(Counter(item.answer for item in items).values()) == {50}
-    for group in GROUPS:
-        keys = Counter(item.answer for item in items if item.group == group)
-        assert len(set(keys.values())) == 1, (group, keys)
-    assert len({item.id for item in items}) == 200
-
-
-def test_every_answer_is_key_and_wrong_option_about_equally_often(items: list[Item]) -> None:
-    for name, category in grammar().categories.items():
-        asked = [item for item in items if item.category == name]
-        if name == "recording":  # these clips carry no such label, so nothing asks for it
-            assert not asked
-            continue
-        keys = Counter(item.key for item in asked)
-        wrong = Counter(option for item in asked for option in item.options if option != item.key)
-        assert max(keys.values()) - min(keys[o] for o in category.options) <= 1, (name, keys)
-        assert max(wrong.values()) - min(wrong[o] for o in category.options) <= 2, (name, wrong)
-        assert max(Counter(item.answer for item in asked).values()) <= -(-len(asked) // 4), name
-    shares = {g: Counter(i.category for i in items if i.group == g) for g in GROUPS}
-    assert all(max(s.values()) - min(s.values()) <= 1 for s in shares.values())
-
-
-def test_items_use_test_clips_once_a_category_and_ask_what_the_clip_holds(items: list[Item]) -> None:
-    clips = {
-        c["key"]: c for c in synthetic_clips(SOUNDED, "sound", 240) + synthetic_clips(SPOKEN, "speech", 240)
-    }
-    assert all(clips[item.clip]["split"] == "test" for item in items)
-    assert len({(item.category, item.clip) for item in items}) == 200
-    for item in items:
-        assert item.key == clips[item.clip]["labels"][item.category]
-        assert len(set(item.options)) == 4
-        assert item.question in grammar().category(item.category).questions
-    assert {item.source for item in items if item.category == "loudness"} <= {"sounds", "speech"}
-
-
-def test_benchmark_depends_on_its_own_seed_and_not_on_the_order_of_clips(items: list[Item]) -> None:
-    sounds, speech = synthetic_clips(SOUNDED, "sound", 240), synthetic_clips(SPOKEN, "speech", 240)
-    clips = {"speech": speech[::-1], "sounds": sounds[::-1]}
-    assert write_items(BenchmarkRecipe(), clips) == items
-    assert write_items(BenchmarkRecipe(seed=1), clips) != items
-
-
-def test_too_few_clips_and_unbalanced_sizes_are_refused_in_words() -> None:
-    few = {"sounds": synthetic_clips(SOUNDED, "sound", 8), "speech": synthetic_clips(SPOKEN, "speech", 8)}
-    with pytest.raises(BadInput, match=r"make more test clips or lower benchmark\.words"):
-        write_items(BenchmarkRecipe(), few)
-    with pytest.raises(BadInput, match="multiple of 4"):
-        write_items(BenchmarkRecipe(words=61), few)
-
-
-def test_card_says_what_the_benchmark_is_not(items: list[Item]) -> None:
-    text = card(items)
-    for phrase in ("200 questions", "closed", "synthetic", "micro encoder", "AudioLLMs/AudioBench"):
-        assert phrase in text
+    return items_of(*corpora())
 
 
 # --- scoring -------------------------------------------------------------------------------------
@@ -178,64 +105,142 @@ def always_b(asked: list[Asked]) -> np.ndarray:
 
 
 def test_a_perfect_listener_scores_one_and_a_constant_letter_exactly_a_quarter(items: list[Item]) -> None:
-    own = [item.clip for item in items]
-    perfect = scoring.ask(items, knows_everything, own)
+    own = [item.clips for item in items]
+    perfect = scorers.ask(items, knows_everything, own)
     assert perfect.scores.mean() == 1.0
     assert perfect.strict.all()
+    assert perfect.consistent.all()
     assert perfect.letters == dict.fromkeys(LETTERS, 200)
     assert (perfect.options.argmax(axis=1) == [item.answer for item in items]).all()
-    blind = scoring.ask(items, always_b, own)
+    blind = scorers.ask(items, always_b, own)
     assert (blind.scores == 0.25).all()
     assert not blind.strict.any()
+    assert not blind.consistent.any()
     assert blind.letters == {"A": 0, "B": 800, "C": 0, "D": 0}
     assert np.allclose(blind.options, 0.25)
 
 
-def beside(items: list[Item]) -> dict[str, scoring.Baseline]:
+def always_wrong_alike(asked: list[Asked]) -> np.ndarray:
+    wrong = [min(set(one.options) - {one.item.key}) for one in asked]
+    return np.eye(4)[[one.options.index(option) for one, option in zip(asked, wrong, strict=True)]]
+
+
+def test_consistent_is_about_options_and_not_about_being_right(items: list[Item]) -> None:
+    stubborn = scorers.ask(items, always_wrong_alike, [item.clips for item in items])
+    assert stubborn.consistent.all()
+    assert stubborn.scores.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("C", 2),
+        (" c. ", 2),
+        ("red", 2),
+        ("C red", 2),
+        ("C) Red.", 2),
+        ("dark blue", 0),
+        ("A: dark blue", 0),
+        ("A red", scorers.UNREADABLE),
+        ("It is red", scorers.UNREADABLE),
+        ("C or D", scorers.UNREADABLE),
+        ("E", scorers.UNREADABLE),
+        ("", scorers.UNREADABLE),
+    ],
+)
+def test_a_text_is_read_strictly(text: str, place: int) -> None:
+    assert scorers.read_answer(text, ("dark blue", "white", "red", "green")) == place
+
+
+def answers_of(items: list[Item], answer: Answerer, text: str = "none of these") -> Answers:
+    own = [item.clips for item in items]
+    right = np.eye(4)[[item.answer for item in items]]
+    return Answers(scorers.ask(items, answer, own), right, [text] * len(items))
+
+
+def beside(items: list[Item]) -> dict[str, Baseline]:
+    unheard = scorers.ask(items, always_b, [NOTHING_HEARD] * len(items))
     return {
-        "chance": scoring.Baseline("no_audio", baselines.guess_blindly(items)),
-        "majority": scoring.Baseline("no_audio", baselines.guess_one_letter(items)),
-        "longest option": scoring.Baseline("no_audio", baselines.guess_longest(items)),
-        "no audio": scoring.Baseline("no_audio", scoring.ask(items, always_b, [None] * len(items)).scores),
-        "linear probe": scoring.Baseline("ceiling", np.ones(len(items))),
+        "chance": Baseline("no_audio", baselines.guess_blindly(items)),
+        "majority": Baseline("no_audio", baselines.guess_one_letter(items)),
+        "longest option": Baseline("no_audio", baselines.guess_longest(items)),
+        "no audio": Baseline.of("no_audio", unheard),
+        "shuffled audio": Baseline.of("ablation", unheard),
+        "linear probe": Baseline("ceiling", np.ones(len(items))),
     }
 
 
 def test_summary_passes_the_perfect_and_not_the_blind(items: list[Item]) -> None:
     bootstrap = Bootstrap(seed=0, draws=1000)
-    own = [item.clip for item in items]
-    second = np.zeros(len(items))
-    good = scoring.summarise(
-        items, scoring.ask(items, knows_everything, own), beside(items), second, bootstrap
-    )
+    good = summarise(items, answers_of(items, knows_everything), beside(items), bootstrap)
     assert good["passed"] is True
     assert good["accuracy"] == 1.0
     assert good["margin_ci95"][0] > 0.5
-    bad = scoring.summarise(items, scoring.ask(items, always_b, own), beside(items), second, bootstrap)
+    assert good["pairs"] == {
+        "n": len(pairs_of(items)),
+        "accuracy": 1.0,
+        "ci95": [1.0, 1.0],
+        "chance": 1 / 16,
+    }
+    assert good["scorers"]["likelihood"]["accuracy"] == 1.0
+    assert good["scorers"]["text"] | {"ci95": []} == {"accuracy": 0.0, "ci95": [], "unreadable": 200}
+    assert good["lures"] == {"n": 8, "followed": 0}
+    bad = summarise(items, answers_of(items, always_b, "B"), beside(items), bootstrap)
     assert bad["passed"] is False
     assert bad["margin_ci95"][0] <= 0
-    assert sum(group["n"] for group in bad["groups"].values()) == 200
+    assert bad["pairs"]["accuracy"] == 1 / 16
+    assert bad["scorers"]["text"]["accuracy"] == 0.25
+    for found, better in ((good, True), (bad, False)):
+        assert list(found["groups"]) == list(MACRO_GROUPS)
+        assert list(found["parts"]) == list(GROUPS)
+        for parts in (found["groups"], found["parts"]):
+            assert sum(part["n"] for part in parts.values()) == 200
+        assert all(group["above_shuffled"] is better for group in found["groups"].values())
+        assert all((part["holm_p"] < 0.05) is better for part in found["parts"].values())
+        assert all(part["holm_p"] >= part["mcnemar_p"] for part in found["parts"].values())
+        categories = [c["n"] for group in found["groups"].values() for c in group["categories"].values()]
+        assert sum(categories) == 200
     assert {b["kind"] for b in bad["baselines"].values()} <= {"no_audio", "ablation", "ceiling"}
+    assert {"voice (speaker)", "voice (quality)", "pace"} == set(good["groups"]["voice"]["categories"])
     json.dumps(good, allow_nan=False)
+
+
+def test_items_that_share_a_clip_are_one_cluster(items: list[Item]) -> None:
+    def item(name: str, *clips: str) -> Item:
+        return dataclasses.replace(items[0], id=name, clips=clips)
+
+    chain = [item("a", "x"), item("b", "y", "z"), item("c", "w"), item("d", "z", "x"), item("e", "v")]
+    clusters = clusters_of(chain)
+    assert len(set(clusters)) == 3
+    assert clusters[0] == clusters[1] == clusters[3]
 
 
 def test_simple_baselines(items: list[Item]) -> None:
     assert baselines.guess_one_letter(items).mean() == 0.25
-    tied = Item("x", "g", "c", "k", "sounds", "?", ("ab", "cd", "e", "f"), 1, "", "")
+    tied = dataclasses.replace(items[0], options=("ab", "cd", "e", "f"), answer=1)
     assert baselines.guess_longest([tied]).tolist() == [0.5]
+    heard = baselines.silent_clips(items, ["s", "t"])
+    assert [len(clips) for clips in heard] == [len(item.clips) for item in items]
+    assert {clip for clips in heard for clip in clips} == {"s", "t"}
 
 
-def test_shuffles_are_derangements_inside_the_group(items: list[Item]) -> None:
-    drawn = scoring.shuffled_clips(items, 3, seed=9)
-    assert drawn == scoring.shuffled_clips(items, 3, seed=9)
+def test_shuffles_are_derangements_inside_the_group_and_across(items: list[Item]) -> None:
+    drawn = baselines.shuffled_clips(items, 3, seed=9)
+    across = baselines.shuffled_clips(items, 3, seed=9, across=True)
+    assert drawn == baselines.shuffled_clips(items, 3, seed=9)
     assert drawn[0] != drawn[1]
+    for clips in (*drawn, *across):
+        assert all(not set(heard) & set(item.clips) for heard, item in zip(clips, items, strict=True))
+        assert Counter(clips) == Counter(item.clips for item in items)
     for clips in drawn:
-        assert all(clip != item.clip for clip, item in zip(clips, items, strict=True))
         for group in GROUPS:
             rows = [row for row, item in enumerate(items) if item.group == group]
-            assert Counter(clips[row] for row in rows) == Counter(items[row].clip for row in rows)
+            assert Counter(clips[row] for row in rows) == Counter(items[row].clips for row in rows)
+    owner = {item.clips: item.group for item in items}
+    moved = [owner[heard] != item.group for heard, item in zip(across[0], items, strict=True)]
+    assert sum(moved) > 100
     with pytest.raises(ValueError, match="another clip"):
-        baselines.derange(["a", "a", "b"], np.random.default_rng(0))
+        baselines.derange([("a",), ("a",), ("b",)], np.random.default_rng(0))
 
 
 def test_probe_reads_what_the_features_hold(items: list[Item]) -> None:
@@ -243,9 +248,8 @@ def test_probe_reads_what_the_features_hold(items: list[Item]) -> None:
         """Features whose mean over time is the label itself, one number per possible answer."""
 
         def __init__(self) -> None:
-            plain = synthetic_clips(SOUNDED, "sound", 240) + synthetic_clips(SPOKEN, "speech", 240)
-            self.clips = plain
-            self._labels = {clip["key"]: clip["labels"] for clip in plain}
+            self.clips = [clip for corpus in corpora() for clip in corpus]
+            self._labels = {clip["key"]: clip["labels"] for clip in self.clips}
 
         def by_split(self, split: str) -> list[dict[str, Any]]:
             return [clip for clip in self.clips if clip["split"] == split]
@@ -258,44 +262,10 @@ def test_probe_reads_what_the_features_hold(items: list[Item]) -> None:
             ]
             return np.tile(np.array(row, dtype=np.float32), (3, 1))
 
-    assert baselines.probe(items, Planted()).mean() > 0.95  # type: ignore[arg-type]
-
-
-# --- the map -------------------------------------------------------------------------------------
-
-
-def test_centroid_numbers_find_clusters_and_see_none_in_noise() -> None:
-    rng = np.random.default_rng(0)
-    truth = np.arange(80) % 4
-    noise = rng.normal(size=(80, 16))
-    apart = embedding_map.centroid_numbers(noise + 6 * np.eye(16)[truth], truth)
-    assert apart["centroid_accuracy"] == 1.0
-    assert apart["separation"] > 0.3
-    mixed = embedding_map.centroid_numbers(noise, truth)
-    assert mixed["centroid_accuracy"] < 0.45
-    assert mixed["separation"] < 0.05
-
-
-def test_plane_is_fitted_on_its_points_alone_with_fixed_signs() -> None:
-    points = np.random.default_rng(1).normal(size=(30, 8)) * np.array([5, 3, 1, 1, 1, 1, 1, 1])
-    plane = embedding_map.fit_plane(points, 2)
-    assert np.allclose(plane.axes @ plane.axes.T, np.eye(2))
-    assert plane.explained[0] > plane.explained[1]
-    assert np.allclose(embedding_map.fit_plane(points[::-1], 2).axes, plane.axes)
-    with pytest.raises(BadInput, match=r"embedding_map\.components"):
-        embedding_map.fit_plane(points, 9)
-
-
-def test_modality_gap_is_zero_for_equal_clouds() -> None:
-    cloud = np.random.default_rng(1).normal(size=(50, 4))
-    assert embedding_map.modality_gap(cloud, cloud) == 0.0
-    assert embedding_map.modality_gap(cloud + 10, cloud) > 5
-
-
-def test_labels_are_parted() -> None:
-    moved = part_labels(np.array([[0.0, 0.0], [5.0, 1.0], [300.0, 0.0]]), width=60, gap=20)
-    assert abs(moved[0, 1] - moved[1, 1]) >= 20
-    assert moved[2, 1] == 0.0
+    taken = baselines.probe(items, Planted())  # type: ignore[arg-type]
+    right = taken == [item.answer for item in items]
+    assert right.mean() > 0.95
+    assert right[[row for row, item in enumerate(items) if item.asked == 1]].mean() > 0.95
 
 
 # --- charts and page -----------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""Sounds that say nothing: tones that rise, waver and flutter, noises, and beeps to count. numpy alone.
+"""Sounds that say nothing: tones that rise, waver and flutter, noises, beeps, and silence. numpy alone.
 
 Every label of a clip is one range of `LABELS` below; the clip's number is drawn inside it, in cells that
 belong to the clip's split (see `label_ranges`), and everything that is no label (overtones, duration, room
-noise, where the first beep starts) varies freely. Labels of one clip are independent of each other.
+noise, where the first beep starts) varies freely. Labels of one clip are independent of each other. Silence
+has no label: it is the noise of a room, which is all there is to tell such clips apart, so that its level is
+drawn in cells as well.
 """
 
 import itertools
@@ -72,8 +74,10 @@ KINDS = {
     "tone": ("pitch", "contour", "tremolo", "loudness"),
     "noise": ("noise", "loudness"),
     "beeps": ("beeps", "pitch", "loudness"),
+    "silence": (),
 }
-ORDER = ("tone", "noise", "tone", "beeps")  # half of the clips are tones
+# Most clips are tones, which have most to tell; every ninth is silent.
+ORDER = ("tone", "noise", "tone", "beeps", "tone", "noise", "tone", "beeps", "silence")
 
 ROUGH_HZ = 20.0  # loudness that moves faster than this is heard as roughness, not as a swell
 
@@ -120,10 +124,13 @@ def plan_split(recipe: TextureRecipe, split: str, seed: int) -> list[ClipPlan]:
         parameters: dict[str, Any] = {
             "kind": kind,
             "duration_s": round(rng.uniform(shortest_s, recipe.max_duration_s), 2),
-            "level_dbfs": draw(rng, LOUDNESS_DBFS[labels["loudness"]], split),
-            "room_dbfs": round(rng.uniform(ROOM_NOISE_DBFS.low, ROOM_NOISE_DBFS.high), 1),
         }
-        parameters |= {"tone": _tone, "noise": _noise, "beeps": _beeps}[kind](rng, labels, split)
+        if kind == "silence":
+            parameters["room_dbfs"] = draw(rng, ROOM_NOISE_DBFS, split)
+        else:
+            parameters["level_dbfs"] = draw(rng, LOUDNESS_DBFS[labels["loudness"]], split)
+            parameters["room_dbfs"] = round(rng.uniform(ROOM_NOISE_DBFS.low, ROOM_NOISE_DBFS.high), 1)
+            parameters |= {"tone": _tone, "noise": _noise, "beeps": _beeps}[kind](rng, labels, split)
         plans.append(ClipPlan(key=key, split=split, labels=labels, parameters=parameters))
     return plans
 
@@ -222,6 +229,8 @@ def render(plan: ClipPlan, seed: int) -> np.ndarray:
     p = plan.parameters
     rng = clip_rng(seed, f"{plan.key}/noise")
     time_s = np.arange(round(p["duration_s"] * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    if p["kind"] == "silence":
+        return with_room(np.zeros(len(time_s), np.float32), p["room_dbfs"], rng)
     if p["kind"] == "noise":
         samples = tilted_noise(rng, len(time_s), p["tilt"])
         if p["clicks_hz"]:

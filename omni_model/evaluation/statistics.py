@@ -2,10 +2,12 @@
 
 An accuracy without an interval says little: 80 right of 200 is compatible with 33.5 % and with 46.9 %. The
 unit is always the *item*. Asking one item in four option orders gives four correlated verdicts, so they are
-averaged into one score per item first, and items are what the bootstrap draws.
+averaged into one score per item first, and items are what the bootstrap draws. Items that share a sound are
+correlated as well: they form a *cluster*, which is drawn as a whole.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -47,6 +49,8 @@ class Bootstrap:
     """Percentile bootstrap over items, with one table of resamples for every figure of equal length.
 
     Two figures over the same items are compared on the same resamples, which makes their difference paired.
+    `clusters` (N,) are numbers; items of one number are drawn together, and each is its own where none are
+    given.
     Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
 
@@ -56,27 +60,36 @@ class Bootstrap:
         self._seed, self._draws, self._confidence = seed, draws, confidence
         self._tables: dict[int, np.ndarray] = {}
 
-    def means(self, scores: np.ndarray) -> np.ndarray:
-        """Means of resampled items: `scores` (N,) -> (draws,).
+    def means(self, scores: np.ndarray, clusters: np.ndarray | None = None) -> np.ndarray:
+        """Means over the items of resampled clusters: `scores` (N,) -> (draws,).
 
         Raises:
             ValueError: there is no item.
         """
-        items = len(scores)
-        if items == 0:
+        if len(scores) == 0:
             raise ValueError("an interval needs at least one item")
-        if items not in self._tables:
-            # How often each item is drawn is multinomial, so a resample's sum is one row times the scores.
-            rng = np.random.default_rng([self._seed, items])
-            counts = rng.multinomial(items, np.full(items, 1 / items), size=self._draws)
-            self._tables[items] = counts.astype(np.float64)
-        return self._tables[items] @ scores / items
+        _, member = np.unique(np.arange(len(scores)) if clusters is None else clusters, return_inverse=True)
+        sizes = np.bincount(member).astype(np.float64)
+        counts = self._counts(len(sizes))
+        means: np.ndarray = counts @ np.bincount(member, weights=scores) / (counts @ sizes)
+        return means
 
-    def interval(self, scores: np.ndarray) -> Interval:
+    def _counts(self, clusters: int) -> np.ndarray:
+        """How often each cluster is drawn in each resample: (draws, clusters)."""
+        if clusters not in self._tables:
+            # These counts are multinomial, so that a resample's sum is one row times the scores.
+            rng = np.random.default_rng([self._seed, clusters])
+            counts = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=self._draws)
+            self._tables[clusters] = counts.astype(np.float64)
+        return self._tables[clusters]
+
+    def interval(self, scores: np.ndarray, clusters: np.ndarray | None = None) -> Interval:
         """Interval of the mean of per-item `scores` (N,), each in 0..1."""
-        return self._percentiles(self.means(np.asarray(scores, dtype=np.float64)))
+        return self._percentiles(self.means(np.asarray(scores, dtype=np.float64), clusters))
 
-    def margin(self, scores: np.ndarray, baseline: np.ndarray) -> Interval:
+    def margin(
+        self, scores: np.ndarray, baseline: np.ndarray, clusters: np.ndarray | None = None
+    ) -> Interval:
         """Interval of mean(scores) - mean(baseline), both (N,) over the same items in the same order.
 
         Raises:
@@ -84,7 +97,12 @@ class Bootstrap:
         """
         if len(scores) != len(baseline):
             raise ValueError(f"{len(scores)} scores cannot be paired with {len(baseline)}")
-        return self.interval(np.asarray(scores, dtype=np.float64) - np.asarray(baseline, dtype=np.float64))
+        lead = np.asarray(scores, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+        return self.interval(lead, clusters)
+
+    def ratio(self, parts: np.ndarray, wholes: np.ndarray) -> Interval:
+        """Interval of sum(parts) / sum(wholes), both (N,) over the same items; every whole is positive."""
+        return self._percentiles(self.means(parts) / self.means(wholes))
 
     def _percentiles(self, means: np.ndarray) -> Interval:
         tail = (1 - self._confidence) / 2
@@ -105,3 +123,17 @@ def mcnemar_exact(first: np.ndarray, second: np.ndarray) -> float:
         return 1.0
     tail = sum(math.comb(differing, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**differing)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values of several tests, adjusted so that all of them together err as rarely as one alone.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    Statistics 6 (1979).
+    """
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
