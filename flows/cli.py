@@ -77,6 +77,15 @@ def chat(args: argparse.Namespace) -> int:
     return DONE
 
 
+def score(args: argparse.Namespace) -> int:
+    """`omni score`."""
+    from omni_model import cli  # needs torch
+
+    parts = models.listener(args.run, args.listener)
+    cli.score(Path(args.place), args.question, args.options or (), as_json=args.json, **vars(parts))
+    return DONE
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line, with examples in every help."""
     top = argparse.ArgumentParser(prog="omni", description="A small GPT, trained from scratch, that hears.")
@@ -180,6 +189,22 @@ def _model_verbs(
     )
     sub.add_argument("file", help="an audio file of up to an hour")
     sub.add_argument("--picture", metavar="OUT.png", help="also draw its mel spectrogram")
+    as_json(sub)
+    sub = verb(
+        "score",
+        score,
+        "ask a listener about recordings, and whether it may be sure",
+        '  omni score voice.wav --question "Which colour is said?" --options red blue green white\n'
+        '  omni score recordings --question "What do you hear?"\n'
+        "  omni score labelled-recordings --json",
+    )
+    sub.add_argument(
+        "place", help="an audio file, or a folder of them; labels in its metadata.jsonl are asked"
+    )
+    sub.add_argument("--question", help="what is asked; a folder with labels needs none")
+    sub.add_argument("--options", nargs="+", metavar="ANSWER", help="four answers to choose from")
+    sub.add_argument("--run", metavar="DIR", help="the listener of this run; default the newest there is")
+    sub.add_argument("--listener", metavar="DIR", help="a finished artifact of a listener")
     as_json(sub)
     sub = verb(
         "chat",

@@ -8,17 +8,23 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omni_model.artifacts import GptCheckpoint, TokenizerFiles
+from omni_model.artifacts import (
+    AdapterCheckpoint,
+    EncoderFiles,
+    Familiarity,
+    GptCheckpoint,
+    TokenizerFiles,
+)
 from omni_model.audio.readout import Heard
 from omni_model.audio.readout import listen as hear
-from omni_model.config import BadInput
+from omni_model.config import BadInput, FeatureRecipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,6 +154,31 @@ def _write_tokenizer(tokenizer: TokenizerFiles, directory: Path) -> None:
     (directory / "tokenizer.pkl").write_bytes(pickle_ranks(ranks))
     num_bytes = [len(token) for token in sorted(ranks, key=lambda token: ranks[token])]
     write_token_bytes(num_bytes + [0] * len(SPECIAL_TOKENS), directory / "token_bytes.pt")
+
+
+def score(
+    place: Path,
+    question: str | None,
+    options: Sequence[str],
+    *,
+    as_json: bool,
+    gpt: GptCheckpoint,
+    adapter: AdapterCheckpoint,
+    tokenizer: TokenizerFiles,
+    encoder: EncoderFiles,
+    features: FeatureRecipe,
+    familiarity: Familiarity | None,
+) -> None:
+    """Print what a listener answers about a recording, or about every recording in a folder, and how sure.
+
+    Raises:
+        BadInput: nothing to hear or to ask, or parts that were not made for each other.
+    """
+    from omni_model.evaluation import score_files, score_in_words
+
+    parts = score_files.Parts(gpt, adapter, tokenizer, encoder, features, familiarity)
+    told = score_files.score(parts, place, question, options)
+    print(score_in_words.as_json(told) if as_json else score_in_words.in_words(told))
 
 
 # --- chat ----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from omni_model.artifacts import (
 )
 from omni_model.cli import export_nanochat
 from omni_model.config import BadInput, OutsideFile, TokenizerImportRecipe
-from omni_model.evaluation.report_sections import curves
+from omni_model.evaluation.learning_sections import curves
 from omni_model.model.gpt import GPT, GPTConfig
 from omni_model.model.nanochat_files import import_gpt, read_checkpoint, weight_shapes
 from omni_model.model.weights import load_gpt, save_gpt

@@ -197,7 +197,8 @@ class AdapterCheckpoint(Checkpoint):
 class Familiarity(Artifact):
     """`familiarity.safetensors`: what is known, to tell how far a sound is; `familiarity.json`: how well."""
 
-    threshold: float
+    words_limit: float
+    sounds_limit: float
 
 
 @dataclass(frozen=True)
