@@ -2,9 +2,16 @@
 
 from omni_model.artifacts import Report
 from omni_model.config import DemoRecipe
-from tasks.judging import build_benchmark, map_embeddings, score_benchmark, write_report
-from tasks.listening import align_projector, finetune_lora
-from tasks.sound import extract_features, pretrain_encoder, synthesize_speech, synthesize_texture
+from tasks.judging import build_benchmark, diagnose, learn_familiarity, score_benchmark, write_report
+from tasks.listening import align_projector, build_instructions, finetune_lora
+from tasks.sound import (
+    augment_corpus,
+    extract_features,
+    pretrain_encoder,
+    synthesize_speech,
+    synthesize_strange,
+    synthesize_texture,
+)
 from tasks.stage import Runner
 from tasks.text import learn_lessons, train_tokenizer, write_corpus
 
@@ -16,18 +23,21 @@ def demo(run: Runner, recipe: DemoRecipe) -> Report:
     gpt = run(learn_lessons, recipe.lessons, text, tokenizer)
 
     sounds = run(synthesize_texture, recipe.texture)
-    speech = run(synthesize_speech, recipe.speech)
+    speech = run(augment_corpus, recipe.augment, run(synthesize_speech, recipe.speech))
     benchmark = run(build_benchmark, recipe.benchmark, sounds, speech)
+    instructions = run(build_instructions, recipe.instructions, sounds, speech)
+
     encoder = run(pretrain_encoder, recipe.encoder, sounds, speech)
-    heard_sounds = run(extract_features, recipe.features, sounds, encoder)
-    heard_speech = run(extract_features, recipe.features, speech, encoder)
+    heard = [run(extract_features, recipe.features, corpus, encoder) for corpus in (sounds, speech)]
 
-    heard = (heard_sounds, heard_speech)
+    projector = run(align_projector, recipe.align, gpt, tokenizer, instructions, *heard)
+    listener = run(finetune_lora, recipe.lora, gpt, projector, tokenizer, instructions, *heard)
 
-    projector = run(align_projector, recipe.align, gpt, tokenizer, *heard)
-    listener = run(finetune_lora, recipe.lora, gpt, projector, tokenizer, *heard)
+    taught = (gpt, listener, tokenizer)
+    scores = run(score_benchmark, recipe.evaluation, benchmark, *taught, encoder, *heard)
+    diagnosis = run(diagnose, recipe.diagnosis, *taught, *heard)
+    strange = run(extract_features, recipe.features, run(synthesize_strange, recipe.strange), encoder)
+    familiarity = run(learn_familiarity, recipe.familiarity, *taught, strange, *heard)
 
-    scores = run(score_benchmark, recipe.evaluation, benchmark, gpt, listener, tokenizer, *heard)
-    embeddings = run(map_embeddings, recipe.embedding_map, gpt, listener, tokenizer, *heard)
-    models = (gpt, projector, listener)
-    return run(write_report, recipe.report, scores, embeddings, benchmark, *models, sounds, speech, encoder)
+    judged, models = (scores, diagnosis, familiarity, benchmark), (gpt, projector, listener, encoder)
+    return run(write_report, recipe.report, *judged, *models, sounds, speech)

@@ -1,7 +1,7 @@
 """One run as a record: what its stages came to, its summary, its report, and the link to the latest.
 
-`{store}/runs/{id}/` holds `summary.json` and `report.html`; `{store}/latest` tells the newest. A run with
-nothing to do writes neither: it points `latest` back at the record that already tells it.
+`{store}/runs/{id}/` holds `summary.json`, `report.html` and what other pages the report has; `{store}/latest`
+tells the newest. A run with nothing to do writes none: it points `latest` back at the record that tells it.
 """
 
 import contextlib
@@ -61,8 +61,9 @@ def record(store: Store, recipe: str, wall_s: float, rows: list[StageRow], manif
     report = directory / "report.html"
     made = next(manifest for manifest in manifests if manifest.handle == Report.__name__)
     store.fetch(made.stage, made.key)
-    page = store.directory(made.stage, made.key) / "out" / "report.html"
-    write_atomically(report, page.read_text().replace(PROVENANCE, provenance(rows, manifests, wall_s)))
+    for page in sorted((store.directory(made.stage, made.key) / "out").glob("*.html")):
+        told = provenance(rows, manifests, wall_s) if page.name == report.name else ""
+        write_atomically(directory / page.name, page.read_text().replace(PROVENANCE, told))
     summary = {
         "schema": SCHEMA,
         "recipe": recipe,

@@ -5,8 +5,9 @@ from omni_model.artifacts import (
     AudioCorpus,
     Benchmark,
     Checkpoint,
-    EmbeddingMap,
+    Diagnosis,
     EncoderFiles,
+    Familiarity,
     FeatureShards,
     GptCheckpoint,
     ProjectorCheckpoint,
@@ -14,60 +15,83 @@ from omni_model.artifacts import (
     Scores,
     TokenizerFiles,
 )
-from omni_model.config import BenchmarkRecipe, EmbeddingMapRecipe, EvaluationRecipe, ReportRecipe
+from omni_model.config import (
+    BenchmarkRecipe,
+    DiagnosisRecipe,
+    EvaluationRecipe,
+    FamiliarityRecipe,
+    ReportRecipe,
+)
 from tasks.stage import stage
 
 
 @stage(
     "omni_model.evaluation.benchmark:build_benchmark", packages=("numpy",), seeded=False, figure="num_items"
 )
-def build_benchmark(recipe: BenchmarkRecipe, sounds: AudioCorpus, speech: AudioCorpus) -> Benchmark:
-    """AudioBench-mini's questions, frozen before training."""
+def build_benchmark(recipe: BenchmarkRecipe, *corpora: AudioCorpus) -> Benchmark:
+    """AudioBench-mini's questions and sounds, frozen before training."""
 
 
-@stage("omni_model.evaluation.scoring:score_benchmark", packages=("torch", "numpy"), figure="accuracy")
+@stage(
+    "omni_model.evaluation.scoring:score_benchmark",
+    packages=("torch", "transformers", "numpy"),
+    figure="accuracy",
+)
 def score_benchmark(
     recipe: EvaluationRecipe,
     benchmark: Benchmark,
     gpt: GptCheckpoint,
     adapter: AdapterCheckpoint,
     tokenizer: TokenizerFiles,
-    sounds: FeatureShards,
-    speech: FeatureShards,
+    encoder: EncoderFiles,
+    *features: FeatureShards,
 ) -> Scores:
     """Accuracy with intervals, beside every baseline."""
 
 
 @stage(
-    "omni_model.evaluation.embedding_map:map_embeddings",
-    packages=("torch", "numpy", "matplotlib"),
-    figure="num_points",
+    "omni_model.evaluation.familiarity:learn_familiarity", packages=("torch", "numpy"), figure="words_limit"
 )
-def map_embeddings(
-    recipe: EmbeddingMapRecipe,
+def learn_familiarity(
+    recipe: FamiliarityRecipe,
     gpt: GptCheckpoint,
     adapter: AdapterCheckpoint,
     tokenizer: TokenizerFiles,
-    sounds: FeatureShards,
-    speech: FeatureShards,
-) -> EmbeddingMap:
-    """Where sounds land among words: principal components and cluster numbers."""
+    strange: FeatureShards,
+    *features: FeatureShards,
+) -> Familiarity:
+    """What was taught, so that strange sounds are told; and what is understood of a foreign synthesizer."""
 
 
-@stage("omni_model.evaluation.report:write_report", seeded=False, figure="headline")
+@stage(
+    "omni_model.evaluation.diagnosis:diagnose",
+    packages=("torch", "numpy", "matplotlib", "jiwer"),
+    figure="num_points",
+)
+def diagnose(
+    recipe: DiagnosisRecipe,
+    gpt: GptCheckpoint,
+    adapter: AdapterCheckpoint,
+    tokenizer: TokenizerFiles,
+    *features: FeatureShards,
+) -> Diagnosis:
+    """Where textures live, where sounds land among words, and how rightly speech is written down."""
+
+
+@stage("omni_model.evaluation.report:write_report", packages=("soundfile",), seeded=False, figure="headline")
 def write_report(
     recipe: ReportRecipe,
     scores: Scores,
-    embedding_map: EmbeddingMap,
+    diagnosis: Diagnosis,
+    familiarity: Familiarity,
     benchmark: Benchmark,
     pretrained: GptCheckpoint,
     aligned: ProjectorCheckpoint,
     tuned: AdapterCheckpoint,
-    sounds: AudioCorpus,
-    speech: AudioCorpus,
     encoder: EncoderFiles,
+    *corpora: AudioCorpus,
 ) -> Report:
-    """The page a stranger reads."""
+    """The page a stranger reads, and one with every question."""
 
 
 @stage("omni_model.evaluation.report:write_smoke_report", seeded=False, figure="headline")

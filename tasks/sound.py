@@ -1,6 +1,6 @@
 """Sounds, the encoder that hears them, and its features."""
 
-from omni_model.artifacts import AudioCorpus, EncoderFiles, FeatureShards
+from omni_model.artifacts import AudioCorpus, EncoderFiles, FeatureShards, SoundFiles
 from omni_model.config import (
     AugmentRecipe,
     CosyVoiceRecipe,
@@ -8,11 +8,15 @@ from omni_model.config import (
     FeatureRecipe,
     FolderRecipe,
     IndexTtsRecipe,
+    LaidOutSetRecipe,
     LibriSpeechRecipe,
     MicroEncoderRecipe,
+    MiniatureSoundsRecipe,
     PretrainedEncoderRecipe,
     SineRecipe,
+    SoundSetRecipe,
     SpeechRecipe,
+    StrangeRecipe,
     TextureRecipe,
 )
 from tasks.stage import stage
@@ -40,9 +44,29 @@ def synthesize_speech(recipe: SpeechRecipe) -> AudioCorpus:
     """Short phrases in many voices."""
 
 
+@stage(
+    "omni_model.audio.strange:synthesize_strange",
+    packages=("numpy", "soxr"),
+    exact_packages=("espeakng-loader",),
+    figure="num_clips",
+)
+def synthesize_strange(recipe: StrangeRecipe) -> AudioCorpus:
+    """Sounds that are not taught, to find out whether the listener notices."""
+
+
 @stage("omni_model.audio.augmentation:augment", packages=("numpy",), figure="num_clips")
 def augment_corpus(recipe: AugmentRecipe, corpus: AudioCorpus) -> AudioCorpus:
     """Every clip as another microphone, room or line would give it."""
+
+
+@stage(
+    "omni_model.audio.miniature_sounds:write_sounds",
+    packages=("numpy", "pyarrow"),
+    exact_packages=("espeakng-loader", "soundfile"),
+    figure="num_files",
+)
+def write_sounds(recipe: MiniatureSoundsRecipe) -> SoundFiles:
+    """Recordings laid out as the makers of public sets lay them out."""
 
 
 # --- brought in ----------------------------------------------------------------------------------
@@ -59,6 +83,16 @@ def import_folder(recipe: FolderRecipe) -> AudioCorpus:
 
 
 @stage(
+    "omni_model.audio.sound_sets:import_sound_set",
+    packages=("numpy", "soundfile", "soxr"),
+    seeded=False,
+    figure="num_clips",
+)
+def import_sound_set(recipe: SoundSetRecipe) -> AudioCorpus:
+    """A public set of sounds or of questions about sounds."""
+
+
+@stage(
     "omni_model.audio.librispeech:import_librispeech",
     packages=("numpy", "soundfile", "soxr"),
     seeded=False,
@@ -66,6 +100,26 @@ def import_folder(recipe: FolderRecipe) -> AudioCorpus:
 )
 def import_librispeech(recipe: LibriSpeechRecipe) -> AudioCorpus:
     """Read speech by many people, with what they read."""
+
+
+@stage(
+    "omni_model.audio.sound_sets:read_sound_set",
+    packages=("numpy", "soundfile", "soxr"),
+    seeded=False,
+    figure="num_clips",
+)
+def read_sound_set(recipe: LaidOutSetRecipe, files: SoundFiles) -> AudioCorpus:
+    """A public set of sounds, from files that were laid out here."""
+
+
+@stage(
+    "omni_model.audio.librispeech:read_librispeech",
+    packages=("numpy", "soundfile", "soxr"),
+    seeded=False,
+    figure="num_clips",
+)
+def read_librispeech(recipe: LibriSpeechRecipe, files: SoundFiles) -> AudioCorpus:
+    """Read speech, from files that were laid out here."""
 
 
 @stage(
@@ -106,7 +160,7 @@ def fetch_encoder(recipe: PretrainedEncoderRecipe) -> EncoderFiles:
     packages=("torch", "transformers", "numpy"),
     figure="probe_after",
 )
-def pretrain_encoder(recipe: MicroEncoderRecipe, sounds: AudioCorpus, speech: AudioCorpus) -> EncoderFiles:
+def pretrain_encoder(recipe: MicroEncoderRecipe, *corpora: AudioCorpus) -> EncoderFiles:
     """A micro Whisper taught to hear what the corpora are labelled with."""
 
 

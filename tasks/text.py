@@ -22,6 +22,7 @@ from omni_model.config import (
     LessonsRecipe,
     MiniatureCoreRecipe,
     MiniatureSetsRecipe,
+    MiniatureWebRecipe,
     PretrainRecipe,
     PublicSetsRecipe,
     ReportRecipe,
@@ -36,6 +37,11 @@ from tasks.stage import stage
 @stage("omni_model.text.embedded:write_corpus", packages=("numpy", "pyarrow"), figure="num_documents")
 def write_corpus(recipe: TextRecipe) -> TextCorpus:
     """Stories, sentences and questions about sounds, from the grammars."""
+
+
+@stage("omni_model.text.miniature_web:write_web_text", packages=("numpy", "pyarrow"), figure="num_documents")
+def write_web_text(recipe: MiniatureWebRecipe) -> TextCorpus:
+    """Files as ClimbMix has them, of more words than anybody knows."""
 
 
 @stage("omni_model.text.climbmix:fetch_climbmix", seeded=False, figure="num_documents")

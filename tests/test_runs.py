@@ -15,7 +15,7 @@ import pytest
 from tests import small
 
 ROOT = Path(__file__).resolve().parent.parent
-AFTER_LORA = {"finetune_lora", "score_benchmark", "map_embeddings", "write_report"}
+AFTER_LORA = {"finetune_lora", "score_benchmark", "diagnose", "learn_familiarity", "write_report"}
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ def test_summary_says_what_programs_rely_on(made: Path) -> None:
     assert summary["schema"] == 1
     assert summary["recipe"] == "demo"
     assert summary["wall_s"] > 0
-    assert len(summary["stages"]) == 14
+    assert len(summary["stages"]) == 19
     for stage in summary["stages"]:
         assert {"name", "key", "status", "seconds", "metrics"} <= set(stage)
     score = summary["audiobench_mini"]
@@ -163,21 +163,21 @@ def test_a_later_field_at_its_old_meaning_re_runs_nothing(store: Path, tree: Pat
     edit(learning, "config.base import BadInput, Recipe\n", "config.base import BadInput, Recipe, added\n")
     edit(
         learning,
-        "    caption_share: float = 0.2\n",
-        "    caption_share: float = 0.2\n    dropout: float = added(0.5, as_before=0.5)\n",
+        "    projector_lr: float = 1e-3\n",
+        "    projector_lr: float = 1e-3\n    dropout: float = added(0.5, as_before=0.5)\n",
     )
     assert not_current(plan(store, root=tree)) == set()
     assert not_current(plan(store, "lora.dropout=0.25", root=tree)) == AFTER_LORA
 
 
 def test_a_changed_function_runs_its_stage_and_equal_bytes_stop_there(store: Path, tree: Path) -> None:
-    questions = tree / "omni_model" / "evaluation" / "benchmark.py"
-    edit(questions, "rng.permutation(len(chosen))]", "rng.permutation(len(list(chosen)))]")
+    questions = tree / "omni_model" / "evaluation" / "benchmark_choice.py"
+    edit(questions, "rng.permutation(len(things))]", "rng.permutation(len(list(things)))]")
     statuses = plan(store, root=tree)
     assert statuses["build_benchmark"] == "will run"
     assert statuses["score_benchmark"] in ("undecided", "will run")
     why = omni(store, "why", "build_benchmark", *small.demo(), root=tree)
-    assert "evaluation.benchmark._choose_clips changed" in why.stdout
+    assert "evaluation.benchmark_choice.shuffled changed" in why.stdout
     summary = run(store, root=tree)
     computed = {stage["name"] for stage in summary["stages"] if stage["status"] == "computed"}
     # Those that reach the changed function through the benchmark's module run too; training never does.
@@ -231,7 +231,7 @@ def test_the_prefect_key_of_every_stage_is_the_planners(made: Path) -> None:
         assert step.identity is not None
         references = {
             name: {"stage": source.stage.name, "key": source.identity.key}
-            for name, source in zip(step.stage.inputs, step.inputs, strict=True)
+            for name, source in zip(step.stage.edges(len(step.inputs)), step.inputs, strict=True)
             if source.identity is not None
         }
         policy = StagePolicy(executor, store, step.stage, step.recipe)

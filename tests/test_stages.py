@@ -213,7 +213,7 @@ def test_alignment_leaves_the_gpt_alone_and_says_what_it_heard(world: World) -> 
     )
     assert set(told) <= summary_of(world.projector).keys()
     truth = json.loads((world.projector.out / "truth.json").read_text())["looks"]
-    assert [each["step"] for each in truth] == list(range(1, 13))
+    assert [each["step"] for each in truth] == [5, 10, 12]
     assert all(each["projector_gradient"] > 0 for each in truth)
     assert (world.projector.gpt_digest, len(world.projector.policy_digest)) == (world.gpt.digest, 64)
 
@@ -351,7 +351,7 @@ def test_a_projector_of_another_encoder_or_gpt_is_refused(
 def test_a_run_that_hears_nothing_stops_with_likely_causes(world: World, tmp_path: Path) -> None:
     inputs = (world.gpt, world.tokenizer, world.instructions, world.sounds, world.speech)
     deaf = dataclasses.replace(ALIGN, min_gap=5.0)
-    with pytest.raises(RuntimeError, match=r"after 6 of 12 steps .* align.min_gap 5.0: nothing is heard"):
+    with pytest.raises(RuntimeError, match=r"after 10 of 12 steps .* align.min_gap 5.0: nothing is heard"):
         align(deaf, *inputs, work=workspace(tmp_path), runtime=Runtime())
     assert not list((tmp_path / "out").iterdir())
 

@@ -1,9 +1,10 @@
 """The same clips as other microphones, rooms and lines would give them.
 
-Every clip of a corpus is put under one *recording condition*: as it is (clean), over noise, in a room that
+Clips of a corpus are put under one *recording condition* each: as it is (clean), over noise, in a room that
 echoes, through a telephone, or distorted by too much gain. The conditions are dealt in equal shares whatever
-the labels say. What a condition does in numbers is drawn from cells of the clip's split (see `label_ranges`),
-so a test clip's noise, room or gain is never one from training.
+the labels say. A recipe may leave some clips alone; they say nothing of their recording. What a condition
+does in numbers is drawn from cells of the clip's split (see `label_ranges`), so a test clip's noise, room or
+gain is never one from training.
 
 The finished clip is as loud as it was, and its labels are told anew: `recording` names the condition, noise
 that was added is named, and a label goes where its sound can no longer be heard (`heard_labels` says which).
@@ -12,11 +13,12 @@ Keys stay the same, so an augmented corpus takes the place of its source.
 Axes: N samples, M frames of 20 ms.
 """
 
+import dataclasses
 import io
 import math
 import wave
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from omni_model.audio.label_ranges import (
 from omni_model.audio.texture import CRACKLE_CLICKS_HZ, NOISE_TILT, click_envelope, tilted_noise
 from omni_model.audio.waveform import PCM16_SCALE, SAMPLE_RATE_HZ
 from omni_model.config import JSON, AugmentRecipe, BadInput, Runtime
+from omni_model.plain import to_plain
 from omni_model.storage import Workspace
 
 # What counts as sounding when levels are compared: louder than the pauses of a faint clip, which hiss.
@@ -95,36 +98,56 @@ def augment(
             f"AugmentRecipe.conditions is {', '.join(recipe.conditions) or 'empty'}; "
             f"name any of {', '.join(CONDITIONS)}, each once."
         )
+    if recipe.share > 1:
+        raise BadInput(f"AugmentRecipe.share is {recipe.share}; it is a part of the clips, 1 at most.")
     shards = []
     for record in read_index(corpus)["shards"]:
-        deal = {"source": record["sha256"], "conditions": list(recipe.conditions), "seed": work.seed}
+        deal = {"source": record["sha256"], "recipe": to_plain(recipe), "seed": work.seed}
         shards.append(
             ShardPlan(
                 record["name"].removeprefix("clips-").removesuffix(".tar"),
                 sha256_text(canonical_json(deal)),
-                _recording(corpus.out / record["name"], recipe.conditions, work.seed),
+                _recording(corpus.out / record["name"], recipe, work.seed),
             )
         )
     return write_shards(shards, generator="augmentation", work=work, expected=corpus.num_clips)
 
 
-def _recording(
-    path: Path, conditions: Sequence[str], seed: int
-) -> Callable[[], Iterator[tuple[ClipPlan, Clip]]]:
+def _recording(path: Path, recipe: AugmentRecipe, seed: int) -> Callable[[], Iterator[tuple[ClipPlan, Clip]]]:
     """What makes the clips of one shard. Conditions are dealt within it, so that it depends on no other."""
 
     def make() -> Iterator[tuple[ClipPlan, Clip]]:
-        first_key = ""
+        first_key, conditions = "", recipe.conditions
         dealt: Counter[str] = Counter()
         for key, content, metadata in read_shard(path):
             first_key, split = first_key or key, metadata["split"]
+            samples = read_pcm(content)
+            if clip_rng(seed, f"{key}/chosen").random() >= recipe.share:
+                yield unchanged(samples, metadata)
+                continue
             name, number = f"{first_key}/{split}", dealt[split]
             condition = balanced(conditions, number, seed, f"{name}/recording")
             colour = balanced(list(NOISE_TILT), number // len(conditions), seed, f"{name}/noise")
-            yield record_clip(condition, colour, read_pcm(content), metadata, seed)
+            yield record_clip(condition, colour, samples, metadata, seed)
             dealt[split] += 1
 
     return make
+
+
+def unchanged(samples: np.ndarray, metadata: Mapping[str, Any]) -> tuple[ClipPlan, Clip]:
+    """A clip as it was, samples (N,) and all that is known of it."""
+    plan = ClipPlan(
+        key=metadata["key"],
+        split=metadata["split"],
+        labels=dict(metadata["labels"]),
+        parameters=dict(metadata["provenance"]),
+        transcript=metadata["transcript"],
+        speaker=metadata["speaker"],
+        licence=metadata["licence"],
+        exchanges=tuple((question, answer) for question, answer in metadata.get("exchanges", ())),
+    )
+    events = tuple(Event(*row) for row in metadata.get("timeline", ()))
+    return plan, Clip(samples, timeline=events, changes=tuple(metadata.get("changes", ())))
 
 
 def read_pcm(content: bytes) -> np.ndarray:
@@ -149,19 +172,15 @@ def record_clip(
     finished = samples if done.samples is samples else _finished(done.samples, samples, rng)
     name = "clean" if done.failed else condition
     augmentation = {"name": name, **done.parameters, "seed": seed}
-    plan = ClipPlan(
-        key=metadata["key"],
-        split=metadata["split"],
+    plan, clip = unchanged(finished, metadata)
+    told = dataclasses.replace(
+        plan,
         labels=heard_labels(metadata["labels"], name, done, finished, samples),
-        parameters={**metadata["provenance"], "augmentation": augmentation},
-        transcript=metadata["transcript"],
-        speaker=metadata["speaker"],
-        licence=metadata["licence"],
+        parameters={**plan.parameters, "augmentation": augmentation},
     )
-    events = [Event(*row) for row in metadata.get("timeline", ())]
-    changes = [*metadata.get("changes", ()), *([done.failed] if done.failed else [])]
-    timeline = tuple(event for event in events if event.track not in done.lost)
-    return plan, Clip(finished, timeline=timeline, changes=tuple(changes))
+    changes = (*clip.changes, *([done.failed] if done.failed else []))
+    timeline = tuple(event for event in clip.timeline if event.track not in done.lost)
+    return told, dataclasses.replace(clip, timeline=timeline, changes=changes)
 
 
 def _finished(recorded: np.ndarray, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -26,6 +26,7 @@ class Recipe:
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "warmup_steps")
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    told_by: ClassVar[str] = ""  # the field by which uses of one stage are told apart in a plan
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -7,11 +7,23 @@ from omni_model.config.base import Recipe
 
 @dataclass(frozen=True)
 class BenchmarkRecipe(Recipe):
-    """AudioBench-mini: 4 options, keys balanced inside each group. It has a seed of its own."""
+    """AudioBench-mini: how many questions each group has, a multiple of four; 0 leaves a group out.
 
-    words: int = 60
-    voice: int = 60
-    scene: int = 80
+    It has a seed of its own.
+    """
+
+    may_be_zero = (
+        *Recipe.may_be_zero,
+        *("words", "speaker", "prosody", "quality", "room", "events", "conflict"),
+    )
+
+    words: int = 48
+    speaker: int = 16
+    prosody: int = 24
+    quality: int = 24
+    room: int = 36
+    events: int = 36
+    conflict: int = 16
     seed: int = 20260314
 
 
@@ -25,11 +37,32 @@ class EvaluationRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class EmbeddingMapRecipe(Recipe):
-    """Where soft tokens land among text embeddings: principal components fitted on text alone."""
+class FamiliarityRecipe(Recipe):
+    """How a listener comes to know what it was not taught.
+
+    It compares with `taught_clips` of the train split, on `components`, and marks `marked_share` of the
+    validation clips: fewer than of test clips, whose voices are stranger.
+    """
+
+    taught_clips: int = 1200
+    components: int = 128
+    marked_share: float = 0.015
+
+
+@dataclass(frozen=True)
+class DiagnosisRecipe(Recipe):
+    """What goes on inside a listener.
+
+    `clips` are drawn in the pictures. The probes learn from at most `probe_clips` clips and are judged, as is
+    all but the transcripts, on at most as many; error rates are taken from `transcribed_clips`.
+    """
 
     clips: int = 120
     components: int = 2
+    probe_clips: int = 1500
+    transcribed_clips: int = 300
+    bootstrap_draws: int = 10_000
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True)

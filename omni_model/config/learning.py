@@ -9,10 +9,16 @@ from omni_model.config.text import GptShape
 
 @dataclass(frozen=True)
 class ProjectorShape(Recipe):
-    """Encoder frames per soft token, and the hidden width of the projector's MLP."""
+    """Encoder frames per soft token, and the hidden width of the projector's MLP.
+
+    `mix` says what becomes of several layers: `learned` weighs them, `concat` reads all side by side.
+    """
+
+    choices = {"mix": ("learned", "concat")}
 
     stack: int = 8
     hidden: int = 512
+    mix: str = "learned"
 
 
 @dataclass(frozen=True)
@@ -128,35 +134,85 @@ class MicroEncoderRecipe(Recipe):
     may_be_zero = (*Recipe.may_be_zero, "max_voice_bend")
 
     shape: EncoderRecipe = EncoderRecipe(width=128, num_layers=3, num_heads=4, max_audio_s=4)
-    steps: int = 1600
+    steps: int = 2000
     rows_per_step: int = 16
     matrix_lr: float = 0.008
     lr: float = 1.5e-3
     warmup_steps: int = 20
-    frame_loss_weight: float = 2.0
+    frame_loss_weight: float = 3.0
     max_voice_bend: float = 0.1
 
 
 @dataclass(frozen=True)
+class InstructionsRecipe(Recipe):
+    """A mix of `rows` conversations about sounds, each kind in proportion to its part; 0 leaves a kind out.
+
+    `public` are questions that came with the clips, `replay` is text without sound, so that what was known
+    before is kept. `question_first`: share of rows in which the clip comes after the words.
+    """
+
+    may_be_zero = (
+        *("caption", "transcription", "question", "choice", "no_speech", "multi_turn", "comparison"),
+        *("public", "replay", "question_first"),
+    )
+
+    rows: int = 40_000
+    validation_rows: int = 2_000
+    caption: float = 0.12
+    transcription: float = 0.08
+    question: float = 0.05
+    choice: float = 0.58
+    no_speech: float = 0.04
+    multi_turn: float = 0.04
+    comparison: float = 0.05
+    public: float = 0.0
+    replay: float = 0.04
+    question_first: float = 0.1
+
+
+@dataclass(frozen=True)
 class AlignRecipe(Recipe):
-    """Projector only; encoder and GPT stay frozen. 5 frames at 50 Hz are 10 soft tokens a second."""
+    """Projector only; encoder and GPT stay frozen. 5 frames at 50 Hz are 10 soft tokens a second.
+
+    `distillation` is the share of the loss that asks for the same answers as the GPT gives when it reads in
+    words what is heard, words and manner alike. A run whose loss on the wrong clip does not lie `min_gap`
+    nats per token above that on its own, half-way and at the end, stops.
+    """
+
+    may_be_zero = (*Recipe.may_be_zero, "distillation", "min_gap")
+    choices = {"dtype": ("auto", "float32", "bfloat16", "float16")}
 
     projector: ProjectorShape = ProjectorShape(stack=5, hidden=512)
     steps: int = 200
     rows_per_step: int = 32
     lr: float = 3e-3
     warmup_steps: int = 20
+    distillation: float = 0.0
+    min_gap: float = 0.1
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distillation > 1:
+            raise BadInput(f"AlignRecipe.distillation must be 1 at most, not {self.distillation}")
 
 
 @dataclass(frozen=True)
 class LoraRecipe(Recipe):
-    """Low-rank adapters on the GPT's linears; the projector goes on at its own, lower rate."""
+    """Low-rank adapters on the GPT's linears; the projector goes on at its own, lower rate.
+
+    `min_gap` as for the alignment.
+    """
+
+    may_be_zero = (*Recipe.may_be_zero, "min_gap")
+    choices = {"dtype": ("auto", "float32", "bfloat16", "float16")}
 
     rank: int = 16
     alpha: int = 32
-    steps: int = 1200
+    steps: int = 1300
     rows_per_step: int = 32
     lr: float = 2e-3
     projector_lr: float = 1e-3
     warmup_steps: int = 20
-    caption_share: float = 0.2
+    min_gap: float = 0.1
+    dtype: str = "auto"

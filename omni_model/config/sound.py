@@ -41,9 +41,29 @@ class SpeechRecipe(Recipe):
 
 @dataclass(frozen=True)
 class AugmentRecipe(Recipe):
-    """Each clip of a corpus under one recording condition, in equal shares; labels are derived afterwards."""
+    """A share of a corpus's clips, each under one recording condition; labels are derived afterwards.
+
+    Conditions are dealt in equal shares. Clips that are left as they are say nothing of their recording.
+    """
 
     conditions: tuple[str, ...] = ("clean", "noisy", "echoing", "telephone", "distorted")
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class StrangeRecipe(Recipe):
+    """Sounds that the listener is not taught, and what "unlike" is learned from.
+
+    `pairs` of a phrase and as many random words, and `random_sounds`, are learned from. `clips_per_kind` of
+    music, of words and of noise are judged. `foreign` clips each of voices and of tones are what is taught,
+    by another synthesizer.
+    """
+
+    pairs: int = 320
+    random_sounds: int = 240
+    clips_per_kind: int = 40
+    foreign: int = 40
+    clips_per_shard: int = 500
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,74 @@ class FolderRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class SoundSetRecipe(Recipe):
+    """A folder with a public set of sounds, or of questions about sounds, laid out as its makers publish it.
+
+    The sets say themselves who speaks, what is heard and under which licence; who is heard in one split is
+    heard in no other. `licence` is for the two layouts of questions, whose files do not say it.
+    """
+
+    told_by = "layout"
+    choices = {"layout": ("crema-d", "ravdess", "esc-50", "musan", "audiobench-json", "audiobench-parquet")}
+
+    folder: OutsideFolder = OutsideFolder()
+    layout: str = "crema-d"
+    licence: str = "unknown"
+    max_clip_s: float = 30.0
+    clips_per_shard: int = 300
+
+
+@dataclass(frozen=True)
+class SoundFoldersRecipe(Recipe):
+    """Folders of the user's with public sets of sounds, a field for each layout; any of them may be missing.
+
+    `licence` is that of questions in AudioBench's form, whose files do not say it.
+    """
+
+    crema_d: OutsideFolder = OutsideFolder()
+    ravdess: OutsideFolder = OutsideFolder()
+    esc_50: OutsideFolder = OutsideFolder()
+    musan: OutsideFolder = OutsideFolder()
+    audiobench_json: OutsideFolder = OutsideFolder()
+    audiobench_parquet: OutsideFolder = OutsideFolder()
+    licence: str = "unknown"
+
+    def sets(self) -> tuple[SoundSetRecipe, ...]:
+        """How each folder that was named is read."""
+        named = {
+            layout: getattr(self, layout.replace("-", "_")) for layout in SoundSetRecipe.choices["layout"]
+        }
+        return tuple(
+            SoundSetRecipe(folder, layout, self.licence) for layout, folder in named.items() if folder.path
+        )
+
+
+@dataclass(frozen=True)
+class MiniatureSoundsRecipe(Recipe):
+    """Recordings made here, laid out as the makers of real ones lay them out, for a run without a network.
+
+    A reader of LibriSpeech reads `utterances` of one to `max_sentences` sentences, a speaker of CREMA-D says
+    `emotions` versions of each sentence, and every other set has a multiple of `takes` recordings.
+    """
+
+    utterances: int = 5
+    max_sentences: int = 3
+    emotions: int = 4
+    takes: int = 2
+
+
+@dataclass(frozen=True)
+class LaidOutSetRecipe(Recipe):
+    """A set of sounds among files that an earlier stage laid out, read as a folder of the user's would be."""
+
+    told_by = "layout"
+    choices = {"layout": ("folder", *SoundSetRecipe.choices["layout"])}
+
+    layout: str = "folder"
+    clips_per_shard: int = 300
+
+
+@dataclass(frozen=True)
 class LibriSpeechRecipe(Recipe):
     """LibriSpeech, from openslr's tar or from parquet files, read as a stream.
 
@@ -71,6 +159,7 @@ class LibriSpeechRecipe(Recipe):
     """
 
     may_be_zero = (*Recipe.may_be_zero, "max_clips")
+    told_by = "part"
     choices = {"form": ("tar", "parquet")}
 
     part: str = "train-clean-100"

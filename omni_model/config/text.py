@@ -38,6 +38,19 @@ class ClimbMixRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class MiniatureWebRecipe(Recipe):
+    """Texts in the very form of ClimbMix's files: stories, and words that nobody knows.
+
+    The web has more words than any grammar: `strange_words` a document, hardly two alike, so that a tokenizer
+    finds as many merges here as it finds there. `validation_documents` are written apart.
+    """
+
+    num_documents: int = 2_000
+    validation_documents: int = 200
+    strange_words: int = 40
+
+
+@dataclass(frozen=True)
 class TextFolderRecipe(Recipe):
     """Texts of your own: any .txt, .jsonl and .parquet (a document a row) below a folder.
 

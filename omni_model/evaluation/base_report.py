@@ -23,8 +23,9 @@ from omni_model.artifacts import (
 from omni_model.config import JSON, ReportRecipe, Runtime
 from omni_model.evaluation import page
 from omni_model.evaluation.charts import Bar, curve, interval_bars, percent
+from omni_model.evaluation.learning_sections import read_loss
 from omni_model.evaluation.markdown import inline_curve
-from omni_model.evaluation.report_sections import footer, read_loss
+from omni_model.evaluation.report_sections import footer
 from omni_model.evaluation.statistics import wilson_interval
 from omni_model.storage import Workspace
 from omni_model.telemetry import markdown_table

@@ -15,26 +15,30 @@ from omni_model.artifacts import (
     AudioCorpus,
     Benchmark,
     Checkpoint,
-    EmbeddingMap,
+    Diagnosis,
     EncoderFiles,
+    Familiarity,
     GptCheckpoint,
     ProjectorCheckpoint,
     Scores,
 )
 from omni_model.config import JSON, ReportRecipe, Runtime
 from omni_model.evaluation import page
-from omni_model.evaluation.benchmark import CHANCE, PASS_MARK, read_card, read_items
+from omni_model.evaluation.benchmark_audio import read_audio
+from omni_model.evaluation.benchmark_card import read_card
+from omni_model.evaluation.benchmark_item import CHANCE, PASS_MARK, read_items
+from omni_model.evaluation.benchmark_page import BENCHMARK_PAGE, write_benchmark_page
 from omni_model.evaluation.charts import curve, gauge, percent
-from omni_model.evaluation.embedding_map import PICTURES
+from omni_model.evaluation.diagnosis_map import PICTURES
+from omni_model.evaluation.diagnosis_sections import map_section, probes_section, words_section
+from omni_model.evaluation.familiarity_section import out_of_range
+from omni_model.evaluation.learning_sections import curves, listening, read_loss
 from omni_model.evaluation.markdown import inline_curve, inline_png, score_table
 from omni_model.evaluation.report_sections import (
     carried,
     comparison,
-    curves,
     footer,
     heard,
-    map_section,
-    read_loss,
     read_wavs,
 )
 from omni_model.evaluation.scoring import read_answers, read_scores
@@ -60,24 +64,24 @@ EARS = {
 def write_report(
     recipe: ReportRecipe,
     scores: Scores,
-    embedding_map: EmbeddingMap,
+    diagnosis: Diagnosis,
+    familiarity: Familiarity,
     benchmark: Benchmark,
     pretrained: GptCheckpoint,
     aligned: ProjectorCheckpoint,
     tuned: AdapterCheckpoint,
-    sounds: AudioCorpus,
-    speech: AudioCorpus,
     encoder: EncoderFiles,
-    *,
+    *corpora: AudioCorpus,
     work: Workspace,
     runtime: Runtime,
 ) -> dict[str, JSON]:
-    """Stage: `report.html` and `report.md` of a scored listener.
+    """Stage: `report.html`, `benchmark.html` and `report.md` of a scored listener.
 
     Raises:
-        BadInput: the item file changed, or a corpus is damaged.
+        BadInput: the benchmark's files changed.
     """
     found, items = read_scores(scores.out), read_items(benchmark)
+    answers, wavs = read_answers(scores.out), read_audio(benchmark)
     learned = [
         ("The text model", "next-token loss", pretrained),
         ("The projector", "answer loss, text model frozen", aligned),
@@ -85,17 +89,21 @@ def write_report(
     ]
     sizes = [
         ("questions", f"{len(items)}"),
-        ("clips made", f"{sounds.num_clips + speech.num_clips:,}"),
-        ("sound", f"{(sounds.duration_s + speech.duration_s) / 60:.0f} min"),
+        ("clips", f"{sum(corpus.num_clips for corpus in corpora):,}"),
+        ("sound", f"{sum(corpus.duration_s for corpus in corpora) / 60:.0f} min"),
         ("text model", f"{pretrained.num_parameters / 1e6:.2f} M parameters"),
         ("LoRA and projector", f"{tuned.num_parameters / 1e6:.2f} M parameters"),
     ]
     sections = [
         _score_hero(recipe.title, found, encoder.weights, sizes),
         comparison(found),
-        heard(items, read_answers(scores.out), {"sounds": sounds, "speech": speech}, recipe.listed_items),
+        heard(items, answers, wavs, recipe.listed_items, BENCHMARK_PAGE),
+        out_of_range(familiarity),
         *carried(encoder),
-        map_section(embedding_map),
+        probes_section(diagnosis),
+        map_section(diagnosis),
+        words_section(diagnosis),
+        listening([("The projector", aligned), ("The adapter", tuned)]),
         curves(learned),
         page.section(
             "AudioBench-mini",
@@ -106,11 +114,13 @@ def write_report(
     ]
     headline = headline_of(found)
     (work.out / REPORT).write_text(page.page(f"{recipe.title}: {headline}", sections), encoding="utf-8")
+    questions = write_benchmark_page(recipe.title, items, answers, wavs)
+    (work.out / BENCHMARK_PAGE).write_text(questions, encoding="utf-8")
     told = [
         f"## {headline}",
         *meaning_of(found, encoder.weights),
         score_table(found),
-        inline_png("where sounds land among words", (embedding_map.out / PICTURES["light"]).read_bytes()),
+        inline_png("where sounds land among words", (diagnosis.out / PICTURES["light"]).read_bytes()),
         *[inline_curve(title, what, read_loss(checkpoint)) for title, what, checkpoint in learned],
     ]
     (work.out / MARKDOWN).write_text("\n\n".join(told) + "\n", encoding="utf-8")

@@ -1,19 +1,17 @@
-"""The sections of a report, each from what a stage has measured: comparison, clips, map and curves."""
+"""The sections of a report, each from what a stage has measured: comparison, clips and curves."""
 
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from omni_model.artifacts import AudioCorpus, Checkpoint, EmbeddingMap, EncoderFiles, sha256_text
+from omni_model.artifacts import AudioCorpus, EncoderFiles, sha256_text
 from omni_model.audio.corpora import read_shard, shard_paths
 from omni_model.audio.probe import PROBES
 from omni_model.evaluation import page
-from omni_model.evaluation.benchmark import CHANCE, GROUPS, Item
-from omni_model.evaluation.charts import Bar, curve, interval_bars, percent
-from omni_model.evaluation.embedding_map import PICTURES, read_map
+from omni_model.evaluation.benchmark_item import CHANCE, GROUPS, MACRO_GROUPS, Item
+from omni_model.evaluation.charts import Bar, interval_bars, percent
 
-CURVE = "curve.json"
 KINDS = {
     "model": "the listener",
     "no_audio": "hears nothing (to beat)",
@@ -25,7 +23,9 @@ KINDS = {
 def comparison(scores: Mapping[str, Any]) -> str:
     groups: list[tuple[str, str, Mapping[str, Any]]] = [("All questions", "", scores)]
     groups += [
-        (name, f"{found['n']} questions", found) for name in GROUPS if (found := scores["groups"].get(name))
+        (name, f"{found['n']} questions", found)
+        for name in MACRO_GROUPS
+        if (found := scores["groups"].get(name))
     ]
     cards = []
     for name, aside, group in groups:
@@ -48,13 +48,26 @@ def comparison(scores: Mapping[str, Any]) -> str:
         for category, one in by_category["categories"].items()
     ]
     table = page.table(("what was asked", "questions", "right", "interval"), rows)
-    second = scores["second"]
+    scorers, pairs, lures = scores["scorers"], scores["pairs"], scores["lures"]
     letters = ", ".join(f"{letter} {count}" for letter, count in scores["letters"].items())
     notes = (
         f"Right in all four option orders: {percent(scores['strict'])}. Letters answered: {letters}. "
-        f"Scored by {second['scorer']} instead of letters: {percent(second['accuracy'])}. "
-        f"Exact McNemar test against no audio: p = {scores['mcnemar_p']:.3g}. Silence was not measured."
+        f"Scored by how much likelier an option becomes by hearing, instead of letters: "
+        f"{percent(scorers['likelihood']['accuracy'])}; by what the model writes: "
+        f"{percent(scorers['text']['accuracy'])}, with {scorers['text']['unreadable']} answers that name no "
+        f"option and count as wrong. Exact McNemar test against no audio: p = {scores['mcnemar_p']:.3g}."
     )
+    if pairs["n"]:
+        notes += (
+            f" Of {pairs['n']} pairs that say the same words with another sound, both are right in "
+            f"{percent(pairs['accuracy'])}; guessing gets {percent(pairs['chance'])}."
+        )
+    if lures["n"]:
+        notes += (
+            f" In {lures['n']} questions a wrong option is true of something else; it was taken in "
+            f"{lures['followed']}."
+        )
+    notes += "".join(f" Left out: {name}, because {why}." for name, why in scores.get("left_out", {}).items())
     return page.section(
         "The score beside what it must beat",
         "A score means little alone. The thin line on a bar is its interval, the dashed mark is chance.",
@@ -67,17 +80,18 @@ def comparison(scores: Mapping[str, Any]) -> str:
 def choose_items(items: Sequence[Item], answers: Mapping[str, Mapping[str, Any]], count: int) -> list[Item]:
     """`count` items, half of them answered right if there are so many, from all groups, in a fixed order."""
 
-    def spread(candidates: list[Item]) -> list[Item]:
+    def spread(candidates: list[Item], groups: Sequence[str]) -> list[Item]:
         by_hash = sorted(candidates, key=lambda item: sha256_text(item.id))
         turns: dict[str, int] = {}
-        places = {}
+        places: dict[str, tuple[int, int]] = {}
         for item in by_hash:
             turns[item.group] = turns.get(item.group, -1) + 1
-            places[item.id] = (turns[item.group], item.group)
+            places[item.id] = (turns[item.group], groups.index(item.group))
         return sorted(by_hash, key=lambda item: places[item.id])
 
-    right = spread([item for item in items if answers[item.id]["right"]])
-    wrong = spread([item for item in items if not answers[item.id]["right"]])
+    # From either end of the groups, so that a dozen items leave none out.
+    right = spread([item for item in items if answers[item.id]["right"]], GROUPS)
+    wrong = spread([item for item in items if not answers[item.id]["right"]], GROUPS[::-1])
     num_right = min(len(right), max(count - count // 2, count - len(wrong)))
     picked = right[:num_right] + wrong[: count - num_right]
     return [item for pair in _alternate(picked[:num_right], picked[num_right:]) for item in pair]
@@ -91,14 +105,12 @@ def _alternate(first: Sequence[Item], second: Sequence[Item]) -> list[list[Item]
 def heard(
     items: Sequence[Item],
     answers: Mapping[str, Mapping[str, Any]],
-    corpora: Mapping[str, AudioCorpus],
+    wavs: Mapping[str, bytes],
     count: int,
+    every: str,
 ) -> str:
+    """`count` questions with their sounds and answers; `every` is the page that has all of them."""
     chosen = choose_items(items, answers, count)
-    wavs = {
-        source: read_wavs(corpus, {item.clip for item in chosen if item.source == source})
-        for source, corpus in corpora.items()
-    }
     cards = []
     for item in chosen:
         answer = answers[item.id]
@@ -115,7 +127,7 @@ def heard(
         said = f"The clip says “{item.transcript}”. " if item.transcript else ""
         note = f"{said}Right in {answer['right_rotations']} of 4 option orders."
         body = (
-            f"{page.player(wavs[item.source][item.clip], f'clip of item {item.id}')}"
+            f"{''.join(page.player(wavs[clip], f'clip of item {item.id}') for clip in item.clips)}"
             f'<p class="ask">{escape(item.question)} {badge}</p>{bars}<p class="note">{escape(note)}</p>'
         )
         cards.append(page.card(item.group, item.category, body, "item"))
@@ -123,7 +135,8 @@ def heard(
         "Hear what it heard",
         "Right and wrong answers in equal number where there are enough, picked by a fixed rule. Bars are "
         "the model's probabilities; the bold option is right, ◂ marks the one it chose.",
-        page.grid(cards),
+        page.grid(cards)
+        + f'<p class="more"><a href="{every}">All {len(items)} questions and every verdict</a></p>',
     )
 
 
@@ -154,71 +167,6 @@ def carried(encoder: EncoderFiles) -> list[str]:
             f'<div class="card">{page.table(heads, rows)}</div>',
         )
     ]
-
-
-def map_section(embedding_map: EmbeddingMap) -> str:
-    numbers = read_map(embedding_map.out)
-    light, dark = (
-        page.data_uri("image/png", (embedding_map.out / PICTURES[ground]).read_bytes())
-        for ground in ("light", "dark")
-    )
-    words = (
-        "Three scatter plots of clips and words in the plane of the first two principal components of the "
-        "text embeddings: by colour said, by voice, by pitch."
-    )
-    caption = (
-        "Dots are clips in the colour of their true answer, framed words are the answers of that category, "
-        "crosses are other words. Where hearing works, dots of one colour gather, and near their word."
-    )
-    rows = [
-        (
-            name,
-            str(one["n"]),
-            percent(one["centroid_accuracy"]),
-            percent(one["chance"]),
-            f"{one['separation']:+.2f}",
-            percent(one["word_match"]),
-        )
-        for name, one in numbers["categories"].items()
-    ]
-    header = ("category", "clips", "nearest own centroid", "chance", "separation", "nearest own word")
-    summary = (
-        f"Soft tokens have {numbers['rms_ratio']:.2f} times the RMS of text embeddings before both are "
-        f"normed. The gap between the two clouds is {numbers['modality_gap']:.2f} times their radius. The "
-        f"table is measured in the full space on {numbers['clips_measured']} test clips; "
-        "separation runs from -1 to 1."
-    )
-    return page.section(
-        "Where sounds land among words",
-        "The text model reads rows of numbers. These are the rows that clips become, among those of words.",
-        '<figure class="card map"><div class="scroll"><picture>'
-        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(words)}"></picture></div>'
-        f'<figcaption class="note">{escape(caption)}</figcaption></figure>'
-        + page.details(
-            "Cluster numbers", page.table(header, rows) + f'<p class="note">{escape(summary)}</p>'
-        ),
-    )
-
-
-def curves(curves: Sequence[tuple[str, str, Checkpoint]]) -> str:
-    cards = []
-    for title, what, checkpoint in curves:
-        points = read_loss(checkpoint)
-        cards.append(
-            page.card(
-                title,
-                f"{checkpoint.steps:,} steps",
-                curve(title, [(what, points)]) + f'<p class="note">{escape(what)}, nats per token</p>',
-            )
-        )
-    return page.section("How it learned", "Training losses of the three stages that learn.", page.grid(cards))
-
-
-def read_loss(checkpoint: Checkpoint) -> list[tuple[float, float]]:
-    """(step, loss) of a trained artifact's `curve.json`; lines without a loss are left out."""
-    lines = json.loads((checkpoint.out / CURVE).read_text(encoding="utf-8"))
-    return [(float(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
 
 
 def footer() -> str:

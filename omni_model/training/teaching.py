@@ -31,7 +31,7 @@ from omni_model.training.loop import Objective
 from omni_model.training.loss_scale import LossScale
 
 PROJECT = "nanochat-omni-audio"  # wandb's, of all that learns from sound
-LOOKS = 8  # at the truth, in the course of a training
+LOOKS, MIN_LOOK_STEPS = 8, 5  # at the truth in the course of a training, and how far apart at least
 LOOKED_AT = 2 * EVALUATION_ROWS
 HEARD_KINDS = ("caption", "question", "choice", "transcription", "public")
 TRUTH = "truth.json"
@@ -74,7 +74,7 @@ class Teaching(Objective):
     @property
     def look_every(self) -> int:
         """Steps between two looks."""
-        return max(1, self.steps // LOOKS)
+        return max(MIN_LOOK_STEPS, self.steps // LOOKS)
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {
