@@ -1,12 +1,24 @@
 """The text half: from a corpus to a base model that has learned to chat, with the scores of both."""
 
-from omni_model.artifacts import CoreBundle, GptCheckpoint, PublicSets, Report, TextCorpus, TokenizerFiles
+from dataclasses import dataclass
+
+from omni_model.artifacts import (
+    BaseScores,
+    ChatScores,
+    Conversations,
+    CoreBundle,
+    GptCheckpoint,
+    PublicSets,
+    Report,
+    TextCorpus,
+    TokenizerFiles,
+)
 from omni_model.config import (
     BaseClimbMixRecipe,
     BaseFolderRecipe,
     BaseRecipe,
     BaseTinyRecipe,
-    DeepRecipe,
+    PublicTasksRecipe,
 )
 from tasks.stage import Runner
 from tasks.text import (
@@ -29,6 +41,18 @@ from tasks.text import (
 )
 
 
+@dataclass(frozen=True)
+class Talker:
+    """A model that chats, with what it came from and what it is worth."""
+
+    tokenizer: TokenizerFiles
+    base: GptCheckpoint
+    base_scores: BaseScores
+    conversations: Conversations
+    chat: GptCheckpoint
+    chat_scores: ChatScores
+
+
 def base_tiny(run: Runner, recipe: BaseTinyRecipe) -> Report:
     """The embedded corpus, letters first, and tasks about what it tells: no download, minutes on a laptop."""
     text = run(write_corpus, recipe.text)
@@ -36,40 +60,57 @@ def base_tiny(run: Runner, recipe: BaseTinyRecipe) -> Report:
     beginner = run(learn_lessons, recipe.lessons, text, tokenizer)
     gpt = run(continue_gpt, recipe.pretrain, beginner, text, tokenizer)
     core, sets = run(write_core, recipe.core), run(write_sets, recipe.sets)
-    return _chat(run, recipe, gpt, text, tokenizer, core, sets)
+    return _tell(run, recipe, teach_to_chat(run, recipe, gpt, tokenizer, text, core, sets))
 
 
 def base(run: Runner, recipe: BaseClimbMixRecipe) -> Report:
     """ClimbMix, CORE and public conversations: hours on a card."""
-    return _pretrain(run, recipe, run(fetch_climbmix, recipe.climbmix))
+    return _tell(run, recipe, learn_from_climbmix(run, recipe))
 
 
 def base_folder(run: Runner, recipe: BaseFolderRecipe) -> Report:
     """Texts of your own, judged by the public tasks."""
-    return _pretrain(run, recipe, run(import_text, recipe.texts))
+    return _tell(run, recipe, _judged_by_others(run, recipe, run(import_text, recipe.texts)))
 
 
-def _pretrain(run: Runner, recipe: DeepRecipe, text: TextCorpus) -> Report:
+def learn_from_climbmix(run: Runner, recipe: BaseClimbMixRecipe) -> Talker:
+    """A model that has read ClimbMix, chats, and is judged by the public tasks."""
+    return _judged_by_others(run, recipe, run(fetch_climbmix, recipe.climbmix))
+
+
+def _judged_by_others(run: Runner, recipe: PublicTasksRecipe, text: TextCorpus) -> Talker:
     core, sets = run(fetch_core, recipe.core), run(fetch_sets, recipe.sets)
+    return learn_to_talk(run, recipe, text, core, sets)
+
+
+def learn_to_talk(
+    run: Runner, recipe: BaseRecipe, text: TextCorpus, core: CoreBundle, sets: PublicSets
+) -> Talker:
+    """From random weights to a model that chats."""
     tokenizer = run(train_tokenizer, recipe.tokenizer, text)
     gpt = run(pretrain_gpt, recipe.pretrain, text, tokenizer)
-    return _chat(run, recipe, gpt, text, tokenizer, core, sets)
+    return teach_to_chat(run, recipe, gpt, tokenizer, text, core, sets)
 
 
-def _chat(
+def teach_to_chat(
     run: Runner,
     recipe: BaseRecipe,
     gpt: GptCheckpoint,
-    text: TextCorpus,
     tokenizer: TokenizerFiles,
+    text: TextCorpus,
     core: CoreBundle,
     sets: PublicSets,
-) -> Report:
+) -> Talker:
+    """A base model is judged, learns to chat, and is judged again."""
     base_scores = run(evaluate_base, recipe.evaluation, gpt, tokenizer, text, core)
 
     conversations = run(build_conversations, recipe.conversations, sets)
     chat = run(tune_chat, recipe.chat, gpt, tokenizer, conversations, text)
     chat_scores = run(evaluate_chat, recipe.chat_evaluation, chat, tokenizer, sets)
 
-    told = (base_scores, chat_scores, gpt, chat, tokenizer, conversations)
-    return run(write_base_report, recipe.report, *told)
+    return Talker(tokenizer, gpt, base_scores, conversations, chat, chat_scores)
+
+
+def _tell(run: Runner, recipe: BaseRecipe, talker: Talker) -> Report:
+    scores, models = (talker.base_scores, talker.chat_scores), (talker.base, talker.chat)
+    return run(write_base_report, recipe.report, *scores, *models, talker.tokenizer, talker.conversations)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import base, sound
+from flows import base, omni, sound
 from flows.demo import demo
 from flows.smoke import smoke
 from omni_model import hardware
@@ -26,11 +26,15 @@ from omni_model.config import (
     IndexTtsRunRecipe,
     LibriSpeechRecipe,
     LibriSpeechRunRecipe,
+    OmniRecipe,
+    OmniRehearsalRecipe,
     OutsideFolder,
     PretrainedEncoderRecipe,
     PublicSetsRecipe,
     Runtime,
     SmokeRecipe,
+    SoundSetRecipe,
+    SoundSetRunRecipe,
     TextFolderRecipe,
 )
 from omni_model.config.depth import derive
@@ -41,6 +45,12 @@ from tasks.stage import Runner
 
 DEFAULT = "demo"
 WEIGHTS = "model.safetensors"
+# What a run calls its folder of the user's.
+FOLDERS: dict[type[Any], str] = {
+    FolderRecipe: "recordings",
+    SoundSetRecipe: "sounds",
+    TextFolderRecipe: "texts",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,16 @@ RECIPES: dict[str, Run] = {
         Run("base-d20", base.base, BaseClimbMixRecipe(depth=20), Runtime(wandb="auto")),
         Run("base-d26", base.base, BaseClimbMixRecipe(depth=26), Runtime(wandb="auto")),
         Run("base-folder", base.base_folder, BaseFolderRecipe(), Runtime(wandb="auto")),
+        Run("omni-d12", omni.omni, OmniRecipe(depth=12), Runtime(wandb="auto")),
+        # One stage after the other: a large model gets both cores, and all of the memory.
+        Run(
+            "omni-d12-rehearsal",
+            omni.omni_rehearsal,
+            OmniRehearsalRecipe(depth=12),
+            Runtime(threads=2, parallel_stages=1),
+        ),
         Run("folder", sound.folder, FolderRunRecipe(), Runtime()),
+        Run("sound-set", sound.sound_set, SoundSetRunRecipe(), Runtime()),
         Run("librispeech", sound.librispeech, LibriSpeechRunRecipe(), Runtime()),
         Run("cosyvoice", sound.cosyvoice, CosyVoiceRunRecipe(), Runtime()),
         Run("indextts", sound.indextts, IndexTtsRunRecipe(), Runtime()),
@@ -109,8 +128,8 @@ def settle(run: Run, store: Store) -> Run:
 def _settled(value: Any, root: Path) -> Any:
     if isinstance(value, DeepRecipe):
         value = derive(value)
-    if isinstance(value, (FolderRecipe, TextFolderRecipe)) and not value.folder.path:
-        field = "recordings" if isinstance(value, FolderRecipe) else "texts"
+    if isinstance(value, (FolderRecipe, SoundSetRecipe, TextFolderRecipe)) and not value.folder.path:
+        field = FOLDERS[type(value)]
         raise BadInput(f"no folder was named; give yours with --set {field}.folder.path=DIR")
     if isinstance(value, OutsideFolder) and value.path:
         folder = _place(value.path)
