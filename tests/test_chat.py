@@ -104,7 +104,8 @@ def test_a_question_without_an_answer_is_completed_as_if_its_answer_were_dropped
         ([{"role": "assistant", "content": "x"}], "message 1 of a conversation is from 'assistant'"),
         ([{"role": "user", "content": "x"}] * 2, "message 2 .* must be from 'assistant'"),
         ([{"role": "system", "content": "x"}], "system message must be followed"),
-        ([{"role": "user", "content": ["x"]}], "must say a text"),
+        ([{"role": "user", "content": ["x"]}], "a part of a question must be a text"),
+        ([{"role": "user", "content": 3}], "must say a text"),
         ([{"content": "x"}], "is from None"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": [{"type": "image"}]}],

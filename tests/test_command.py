@@ -57,7 +57,7 @@ def test_a_plan_of_an_empty_store_says_that_everything_runs(tmp_path: Path) -> N
     for row in rows:
         assert {"stage", "status", "key", "why"} <= set(row)
         assert (row["status"], row["why"]) == (WILL_RUN, "never run")
-    assert "14 of 14 stages will run" in omni(tmp_path, "plan").stdout
+    assert "19 of 19 stages will run" in omni(tmp_path, "plan").stdout
 
 
 def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             weights = name == checkpoint.MODEL_FILE  # they move by some tenths, and may end near zero
-            rtol, size = (1e-5, 0.2) if weights else (5e-5, 0.0)
+            # Scalars move by more, and on some processors differ by as much more.
+            rtol, size = (1e-5, 0.2 if value.numel() > 1 else 0.5) if weights else (5e-5, 0.0)
             atol = rtol * max(size, value.abs().max().item())
             torch.testing.assert_close(value, theirs[key], rtol=rtol, atol=atol)
     ours, theirs = (json.loads((last(each) / checkpoint.STATE_FILE).read_text()) for each in (left, right))

@@ -429,7 +429,7 @@ def test_report_stands_alone_and_repeats_byte_for_byte(world: World, scores: Sco
     inputs = (
         scores,
         diagnosed,
-        handle(tmp_path / "familiarity", Familiarity, threshold=0.5),
+        handle(tmp_path / "familiarity", Familiarity, words_limit=0.5, sounds_limit=0.5),
         world.benchmark,
         world.gpt,
         world.projector,

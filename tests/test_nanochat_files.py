@@ -22,6 +22,7 @@ from flows import cli as command
 from flows.nanochat import describe
 from omni_model.artifacts import (
     GptCheckpoint,
+    Instructions,
     ProjectorCheckpoint,
     TokenizerFiles,
     hash_payload,
@@ -43,9 +44,10 @@ from omni_model.text.nanochat_tokenizer import (
 )
 from omni_model.text.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, load_tokenizer, train_bpe
 from omni_model.training.align import align
+from omni_model.training.instructions import build_instructions
 from tasks.fingerprint import CodeBase
 from tests.test_model import formula_weights
-from tests.test_stages import ALIGN, make, make_clips, write_features
+from tests.test_stages import ALIGN, MIX, make, make_clips, write_clips, write_features
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "nanochat_eras.json").read_text())
@@ -206,12 +208,15 @@ def test_bf16_embeddings_are_widened_and_pad_rows_kept(base: Path, tmp_path: Pat
 
 def test_a_later_stage_takes_the_imported_pair(base: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    sounds = write_features(tmp_path / "sounds", make_clips("tone", ("pitch", "loudness"), 16))
-    speech = write_features(tmp_path / "speech", make_clips("speech", ("animal", "voice"), 16))
+    clips = {"sounds": make_clips("tone", ("pitch", "loudness"), 16)}
+    clips["speech"] = make_clips("speech", ("animal", "voice"), 16)
+    heard = [write_features(tmp_path / name, each) for name, each in clips.items()]
+    corpora = [write_clips(tmp_path / f"{name}-clips", each) for name, each in clips.items()]
+    mix = make(build_instructions, Instructions, MIX, *corpora, directory=tmp_path / "mix")
     gpt, words = import_from(model_directory(base), tmp_path)
     recipe = dataclasses.replace(ALIGN, steps=2)
     place = tmp_path / "projector"
-    made = make(align, ProjectorCheckpoint, recipe, gpt, words, sounds, speech, directory=place)
+    made = make(align, ProjectorCheckpoint, recipe, gpt, words, mix, *heard, directory=place)
     assert made.n_embd == gpt.n_embd
 
 
