@@ -14,7 +14,8 @@ real and never random, and music and noises are made by other functions. Its voi
 hears those that it learned from more clearly than any other, and new ones must not be strange for that alone.
 
 The foreign voices are espeak-ng's second synthesizer (D. Klatt, Software for a cascade/parallel formant
-synthesizer, JASA 67, 1980), which makes its sound in another way from the same phonemes.
+synthesizer, JASA 67, 1980), which makes its sound in another way from the same phonemes. Of the voices of
+training only `adam` is one of Klatt's, in a mode that is not used here.
 """
 
 import dataclasses

@@ -9,8 +9,8 @@ votes of what was taught, added up, are the clip's *familiarity*: about 1 for a 
 nonsense, and about 0 as well for what is near to nothing at all.
 
 *Distance* is what is lacking to 1, in units of a limit: above 1 the listener is not sure. Clips with words
-have a limit of their own, since new voices sound less familiar than new tones do. Each limit is where the given
-share of validation clips would be marked.
+have a limit of their own, since new voices sound less familiar than new tones do. Each limit is where the
+given share of validation clips would be marked.
 
 Axes: T encoder frames, D frame width, P = 7 D pooled numbers, K components, M known clips, N clips.
 """
