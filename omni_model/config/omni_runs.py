@@ -140,29 +140,31 @@ class OmniRehearsalRecipe(HearingHalfRecipe, DeepRecipe):
     """The same at its true shapes, with what can be made here: nothing is learned, and everything is done.
 
     GPT and encoder have their full size and random weights; a text of many words gives the tokenizer its
-    32,768 entries. A step reads one row of 2,048 tokens, or four of the mix. Nothing can be heard with
-    such an encoder, so no gap is asked for.
+    32,768 entries. Rows alone are shorter, a quarter of 2,048 tokens, for two cores to be through in time: a
+    step reads one or two of them, or four of the mix. Nothing can be heard with such an encoder, so no gap is
+    asked for.
     """
 
     name: ClassVar[str] = "omni-rehearsal"
+    sequence_len: int = 512
     text: MiniatureWebRecipe = MiniatureWebRecipe()
     core: MiniatureCoreRecipe = MiniatureCoreRecipe(items_per_task=4)
     sets: MiniatureSetsRecipe = MiniatureSetsRecipe(train_rows=400, test_rows=4)
     pretrain: PretrainRecipe = PretrainRecipe(
         gpt=GptShape(n_layer=0, n_embd=0, n_head=0, n_kv_head=0, sequence_len=0, window_pattern="SSSL"),
         steps=20,
-        batch_tokens=2048,
+        batch_tokens=512,
         weight_decay=0.28,  # derived for so short a run it would be in the hundreds
         warmup_steps=2,
         validate_every=10,
-        validation_tokens=4096,
+        validation_tokens=2048,
         sample_every=20,
     )
-    evaluation: BaseEvaluationRecipe = BaseEvaluationRecipe(split_tokens=4096)
+    evaluation: BaseEvaluationRecipe = BaseEvaluationRecipe(split_tokens=2048)
     conversations: ConversationsRecipe = ConversationsRecipe(
         smoltalk_rows=200, mmlu_rows=160, arc_rows=80, gsm8k_rows=80, identity_rows=20
     )
-    chat: ChatRecipe = ChatRecipe(batch_tokens=2048)
+    chat: ChatRecipe = ChatRecipe(batch_tokens=1024)
     chat_evaluation: ChatEvaluationRecipe = ChatEvaluationRecipe(max_answer_tokens=8, bootstrap_draws=1000)
 
     sounds: MiniatureSoundsRecipe = MiniatureSoundsRecipe()
