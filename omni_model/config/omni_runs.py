@@ -162,7 +162,7 @@ class OmniRehearsalRecipe(HearingHalfRecipe, DeepRecipe):
     )
     evaluation: BaseEvaluationRecipe = BaseEvaluationRecipe(split_tokens=2048)
     conversations: ConversationsRecipe = ConversationsRecipe(
-        smoltalk_rows=200, mmlu_rows=160, arc_rows=80, gsm8k_rows=80, identity_rows=20
+        smoltalk_rows=70, mmlu_rows=56, arc_rows=28, gsm8k_rows=28, identity_rows=8
     )
     chat: ChatRecipe = ChatRecipe(batch_tokens=1024)
     chat_evaluation: ChatEvaluationRecipe = ChatEvaluationRecipe(max_answer_tokens=8, bootstrap_draws=1000)
