@@ -98,8 +98,8 @@ class DemoRecipe(Recipe):
         replay=0.005,
         question_first=0.0,
     )
-    align: AlignRecipe = AlignRecipe()
-    lora: LoraRecipe = LoraRecipe()
+    align: AlignRecipe = AlignRecipe(dtype="float32")
+    lora: LoraRecipe = LoraRecipe(dtype="float32")
     strange: StrangeRecipe = StrangeRecipe()
     benchmark: BenchmarkRecipe = BenchmarkRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
